@@ -1,0 +1,242 @@
+"""Decoding sound files: bytes to mono float32 samples, with an exact reason where a file cannot be used.
+
+libsndfile accepts a WAV or Ogg file that was cut off and returns what is left of it. A clip of which half is
+missing would go on to get a caption, activations and a place among exemplars, so we check what the container
+promises against what it holds.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from and_platform.errors import AudioError
+
+Floats = NDArray[np.float32]
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
+"""Suffixes, in lower case, of files that are taken for sound."""
+
+EMPTY = "empty: the file holds no bytes"
+MISSING = "missing: there is no such file"
+NOT_A_FILE = "not a file: a folder, device or pipe stands there"
+NO_PERMISSION = "no permission: this user may not read the file"
+TEXT = "text: the file holds text, not sound"
+NOT_SOUND = "not sound: no known sound format (WAV, FLAC, OGG, MP3)"
+NO_SAMPLES = "no samples: the header is there, but no sound follows it"
+NO_LENGTH = "no length: the header does not tell how long the sound is; encode the file again"
+BAD_HEADER = "truncated or damaged: the header cannot be read to its end"
+CUT_PAGE = "truncated: the file ends in the middle of an Ogg page"
+NO_LAST_PAGE = "truncated: the last page of the Ogg stream is missing"
+
+_BLOCK_FRAMES = 1 << 16
+_UNKNOWN_FRAMES = 1 << 48  # libsndfile reports nearly 2**63 frames for a FLAC that does not state its length
+_MP3_HEADERS = (b"Xing", b"Info")
+_STREAMED_SIZES = (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)  # written by programs that send a WAV through a pipe
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A decoded file: mono float32 `waveform` [n_frames], full scale 1, and what the file itself was.
+
+    `channels` counts those of the file, before they were mixed; `sha256` is the hex digest of its bytes.
+    """
+
+    waveform: Floats
+    rate: int
+    channels: int
+    n_frames: int
+    sha256: str
+
+
+def decode(path: Path) -> Decoded:
+    """Read, check and decode one file; several channels become their mean.
+
+    Lossy formats and float files may go a little beyond [-1, 1]; nothing is clipped.
+
+    Raises
+    ------
+    AudioError
+        With the reason and without the path; the kind of reason stands before a colon: missing, not a file,
+        no permission, unreadable, empty, text, not sound, truncated, truncated or damaged, no length,
+        no samples, not finite.
+    """
+    content = _read_bytes(path)
+    if not content:
+        raise AudioError(EMPTY)
+    if content.startswith((b"RIFF", b"RIFX")):
+        _check_wav(content)
+    elif content.startswith(b"OggS"):
+        _check_ogg(content)
+    elif _is_mp3(content):
+        _check_mp3(content)
+    elif _is_text(content):
+        raise AudioError(TEXT)
+    frames, rate = _decode_bytes(content)
+    not_finite = int(np.count_nonzero(~np.isfinite(frames)))
+    if not_finite:
+        raise AudioError(f"not finite: {not_finite} of {frames.size} samples are NaN or infinite")
+    n_frames, channels = frames.shape
+    waveform = frames[:, 0] if channels == 1 else frames.mean(axis=1, dtype=np.float32)
+    digest = hashlib.sha256(content).hexdigest()
+    return Decoded(np.ascontiguousarray(waveform), rate, channels, n_frames, digest)
+
+
+def load(path: Path, rate: int | None) -> tuple[Floats, int]:
+    """The mono waveform [n] of a file at `rate` Hz (None: as it is in the file), and its rate.
+
+    Raises
+    ------
+    AudioError
+        As `decode`.
+    """
+    decoded = decode(path)
+    if rate is None:
+        return decoded.waveform, decoded.rate
+    return resample(decoded.waveform, decoded.rate, rate), rate
+
+
+def resample(waveform: Floats, rate: int, target_rate: int) -> Floats:
+    """`waveform` [n] at `rate` Hz brought to `target_rate` Hz by soxr at its HQ setting.
+
+    Gives round(n * target_rate / rate) samples, at least one.
+    """
+    import soxr
+
+    if rate == target_rate:
+        return waveform
+    length = max(1, round(waveform.size * target_rate / rate))
+    resampled = np.asarray(soxr.resample(waveform, rate, target_rate, quality="HQ"), np.float32)[:length]
+    # soxr rounds down and gives nothing at all for the shortest clips.
+    return np.pad(resampled, (0, length - resampled.size))
+
+
+def _read_bytes(path: Path) -> bytes:
+    """The file in memory: hashed and decoded from the same bytes, even if it changes on disk meanwhile."""
+    try:
+        if path.exists() and not path.is_file():
+            raise AudioError(NOT_A_FILE)  # opening a named pipe would wait for ever
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise AudioError(MISSING) from error
+    except PermissionError as error:
+        raise AudioError(NO_PERMISSION) from error
+    except OSError as error:
+        raise AudioError(f"unreadable: {error.strerror or error}") from error
+
+
+def _decode_bytes(content: bytes) -> tuple[Floats, int]:
+    """All frames [n_frames, channels] and the rate."""
+    import soundfile
+
+    try:
+        sound = soundfile.SoundFile(io.BytesIO(content))
+    except soundfile.LibsndfileError as error:
+        raise AudioError(BAD_HEADER if _has_known_start(content) else NOT_SOUND) from error
+    with sound:
+        promised = sound.frames
+        if promised == 0:
+            raise AudioError(NO_SAMPLES)
+        if promised > _UNKNOWN_FRAMES:
+            raise AudioError(NO_LENGTH)
+        # By blocks, so that a header that promises the moon does not make us allocate it.
+        blocks: list[Floats] = []
+        failure: Exception | None = None
+        try:
+            blocks.extend(sound.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True))
+        except soundfile.LibsndfileError as error:
+            failure = error
+        decoded = sum(len(block) for block in blocks)
+        if failure is not None or decoded < promised:
+            raise AudioError(
+                f"truncated or damaged: {decoded} of the {promised} promised samples could be decoded"
+            ) from failure
+        return np.concatenate(blocks), sound.samplerate
+
+
+def _has_known_start(content: bytes) -> bool:
+    """Whether the first bytes are those of a format we read."""
+    return content.startswith((b"RIFF", b"RIFX", b"fLaC", b"OggS")) or _is_mp3(content)
+
+
+def _is_mp3(content: bytes) -> bool:
+    """Whether the file begins with an ID3 tag or with the sync bits of a layer III frame."""
+    is_frame = len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2
+    return is_frame or content.startswith(b"ID3")
+
+
+def _is_text(content: bytes) -> bool:
+    """Whether the beginning is UTF-8 without control characters, which no sound format is."""
+    beginning = content[:1024]
+    decoder = codecs.getincrementaldecoder("utf-8")()  # a character may be cut at the end of the beginning
+    try:
+        text = decoder.decode(beginning)
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text.lstrip("\ufeff"))
+
+
+def _truncated(promised: int, held: int) -> AudioError:
+    return AudioError(f"truncated: the header promises {promised} bytes of sound, the file holds {held}")
+
+
+def _check_wav(content: bytes) -> None:
+    """Raise AudioError where the data chunk is missing or states more bytes than follow it."""
+    endian = ">" if content.startswith(b"RIFX") else "<"
+    position = 12
+    while position + 8 <= len(content):
+        name = content[position : position + 4]
+        (size,) = struct.unpack_from(f"{endian}I", content, position + 4)
+        position += 8
+        if name == b"data":
+            held = len(content) - position
+            if size > held and size not in _STREAMED_SIZES:
+                raise _truncated(size, held)
+            return
+        position += size + size % 2
+    raise AudioError(BAD_HEADER)
+
+
+def _check_ogg(content: bytes) -> None:
+    """Raise AudioError where a page is cut, or the last page is not marked as the end of its stream."""
+    position = 0
+    ended = False
+    while content.startswith(b"OggS", position):
+        if position + 27 > len(content):
+            raise AudioError(CUT_PAGE)
+        flags, n_segments = content[position + 5], content[position + 26]
+        sizes = content[position + 27 : position + 27 + n_segments]
+        position += 27 + n_segments + sum(sizes)
+        if position > len(content) or len(sizes) < n_segments:
+            raise AudioError(CUT_PAGE)
+        ended = bool(flags & 0x04)
+    # What follows the marked end (a tag that some program appended) does no harm.
+    if not ended:
+        raise AudioError(NO_LAST_PAGE)
+
+
+def _check_mp3(content: bytes) -> None:
+    """Raise AudioError where the header that most encoders write states more bytes than there are."""
+    start = 0
+    if content.startswith(b"ID3") and len(content) >= 10:
+        size = 0
+        for byte in content[6:10]:  # seven bits each
+            size = size << 7 | byte
+        start = 10 + size
+    # The header stands behind the side information of the first frame, whose size depends on the channels.
+    places = (start + 13, start + 21, start + 36)
+    found = next((at for at in places if content[at : at + 4] in _MP3_HEADERS), None)
+    if found is None or len(content) < found + 16:
+        return
+    flags, _, promised = struct.unpack_from(">III", content, found + 4)
+    has_frames_and_bytes = flags & 0b11 == 0b11
+    held = len(content) - start
+    if has_frames_and_bytes and promised > held:
+        raise _truncated(promised, held)

@@ -1,0 +1,130 @@
+"""What each kind of backend promises: one small protocol per role.
+
+A backend never sees the database. Whatever changes its results is in `recipe`, which is hashed into the
+provenance of every row computed with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BackendRecipe:
+    """What identifies a backend's results: part of the provenance of each row.
+
+    `name` as the registry knows it ("minilm"), `revision` of the weights or of the algorithm, and every
+    parameter that changes the result. Nothing secret and nothing that only changes speed belongs here.
+    """
+
+    name: str
+    revision: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A decoded clip: mono float32 samples in [-1, 1] (shape [n_samples]) at `rate` Hz.
+
+    `key` names the clip in messages (its path in the data set); `source_caption` and `labels` are what the
+    data set says of it.
+    """
+
+    key: str
+    waveform: Floats
+    rate: int
+    source_caption: str | None = None
+    labels: tuple[str, ...] = ()
+
+
+class Token(NamedTuple):
+    """One token of a tagged text. `tag` is a Penn Treebank tag (JJ, NN, VBG, IN …), `lemma` in lower case."""
+
+    text: str
+    lemma: str
+    tag: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an LLM is asked: `system` (may be empty) and `user` texts of one turn."""
+
+    user: str
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer of an LLM, with what it cost."""
+
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: str = "stop"
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Common to all roles."""
+
+    @property
+    def recipe(self) -> BackendRecipe: ...
+
+
+@runtime_checkable
+class TextEncoder(Backend, Protocol):
+    """Text to unit vectors. `scale` multiplies the cosine before a softmax over concepts (method.md: 100)."""
+
+    dim: int
+    scale: float
+
+    def embed_texts(self, texts: Sequence[str]) -> Floats:
+        """Unit-normalised float32 [len(texts), dim]."""
+        ...
+
+
+@runtime_checkable
+class TextAudioEncoder(TextEncoder, Protocol):
+    """Text and sound to unit vectors in one space."""
+
+    rate: int
+
+    def embed_audio(self, clips: Sequence[Clip]) -> Floats:
+        """Unit-normalised float32 [len(clips), dim]. Clips come at `rate`."""
+        ...
+
+
+@runtime_checkable
+class Captioner(Backend, Protocol):
+    """Sound to text. `rate` is the sampling rate the clips must come in, None for any."""
+
+    rate: int | None
+
+    def caption_batch(self, clips: Sequence[Clip]) -> list[str]:
+        """One caption per clip, in order. Raises GenerationError where a clip gets none."""
+        ...
+
+
+@runtime_checkable
+class LLM(Backend, Protocol):
+    """Prompts to answers, many at once."""
+
+    def generate(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[Generation | Exception]:
+        """One answer per prompt, in order; an exception stands where a prompt finally failed."""
+        ...
+
+
+@runtime_checkable
+class Tagger(Backend, Protocol):
+    """Texts to tokens with Penn Treebank tags and lemmas."""
+
+    def tag(self, texts: Sequence[str]) -> list[list[Token]]:
+        """The tokens of each text, in order."""
+        ...

@@ -1,0 +1,102 @@
+"""The command `andp`. Each group of commands lives in a module of its own, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+from and_platform.errors import AndpError
+
+# name -> module; the module's attribute `command` is the click command or group.
+COMMANDS = {
+    "concepts": "concepts",
+    "datasets": "datasets",
+    "db": "database",
+    "demo": "demo",
+    "dissect": "dissect",
+    "dissections": "dissections",
+    "failures": "failures",
+    "ingest": "ingest",
+    "networks": "networks",
+    "neuron": "neuron",
+    "neurons": "neurons",
+    "recordings": "recordings",
+    "runs": "runs",
+    "search": "search",
+    "sql": "sql",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when it is asked for, so that `andp --help` starts at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"and_platform.cli.{COMMANDS[cmd_name]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="and-platform", prog_name="andp")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; results and errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done, to standard error.")
+@click.pass_context
+def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
+    """Find out what the neurons of an audio network do.
+
+    \b
+    A first look:          andp demo
+    Your own sounds:       andp ingest folder SOUNDS
+    Your own network:      andp networks add NAME DIRECTORY
+    Dissect it:            andp dissect NAME --dataset SOUNDS
+    Ask:                   andp neurons --concept water
+                           andp sql "SELECT * FROM current_neuron_descriptions LIMIT 5"
+
+    The database is an embedded Postgres under ANDP_HOME, or the server in ANDP_DATABASE_URL.
+    """
+    ctx.obj = {"quiet": quiet}
+    level = logging.INFO if verbose else os.environ.get("ANDP_LOG_LEVEL", "WARNING").upper()
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    # Libraries' own bars and advice would break ours; their errors still come through.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def main() -> None:
+    """Run `andp`; every foreseen error is one line on stderr and an exit status that tells its kind."""
+    try:
+        cli.main(standalone_mode=False)
+    except AndpError as exc:
+        click.echo(f"andp: {exc}", err=True)
+        sys.exit(exc.exit_code)
+    except click.exceptions.Abort:
+        click.echo("andp: interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except BrokenPipeError:  # `andp … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def bars(ctx: click.Context) -> Any:
+    """The progress listener of this invocation."""
+    from and_platform.cli.output import Bars
+
+    return Bars(quiet=bool((ctx.obj or {}).get("quiet")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""How commands show things: tables for people, JSON or CSV for machines, progress on stderr."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, Any]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FORMATS = ("table", "json", "csv")
+
+
+def console() -> Console:
+    """Standard output, for results."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def messages() -> Console:
+    """Standard error, for everything that is not a result."""
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def format_options(command: Command) -> Command:
+    """Add `--json` and `--csv` to a command; it receives `output_format`: table, json or csv."""
+    for name in ("csv", "json"):
+        command = click.option(
+            f"--{name}", "output_format", flag_value=name, help=f"Print {name.upper()} on standard output."
+        )(command)
+    return click.option("--table", "output_format", flag_value="table", default="table", hidden=True)(command)
+
+
+def show_rows(rows: Sequence[Row], output_format: str, *, title: str | None = None, empty: str = "nothing found") -> None:
+    """Print rows in the format asked for. JSON and CSV go to standard output alone."""
+    if output_format == "json":
+        print_json(list(rows))
+    elif output_format == "csv":
+        print_csv(rows)
+    elif not rows:
+        messages().print(empty)
+    else:
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+        numeric = {name: all(isinstance(row[name], int | float | None) for row in rows) for name in rows[0]}
+        for name in rows[0]:
+            table.add_column(name.replace("_", " "), justify="right" if numeric[name] else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell(value)) for value in row.values()))
+        console().print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as a person reads it."""
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return f"{value:%Y-%m-%d %H:%M:%S}"
+        case float():
+            return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        case list() | tuple():
+            return ", ".join(cell(item) for item in value)
+        case dict():
+            return json.dumps(value, ensure_ascii=False, default=str)
+        case _:
+            return str(value)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
+
+
+def print_csv(rows: Sequence[Row]) -> None:
+    """Rows as CSV on standard output; arrays are joined with ';'."""
+    if not rows:
+        return
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: ";".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in row.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    return str(value)
+
+
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="dim")
+
+
+class Bars:
+    """Progress bars on stderr, one per stage; plain lines where stderr is no terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = messages()
+        self._quiet = quiet
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        if self._quiet:
+            yield lambda _n: None
+            return
+        if not self._console.is_terminal:
+            yield lambda _n: None
+            self._console.print(f"{name}: {'done' if total is None else f'{total:,} {unit}'}")
+            return
+        columns = (
+            SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<26}"), BarColumn(24), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}", style="dim"), _Rate(), TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(name, total=total, unit=unit)
+            yield lambda n: progress.advance(task, n)
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(text)

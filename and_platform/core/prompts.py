@@ -1,0 +1,129 @@
+"""What language models are asked, and how their answers are read (paper, Appendix A.1 to A.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+CAPTION_PROMPT = "Please describe the audio in detail."
+
+SUMMARY_INSTRUCTION = (
+    "Here are descriptions of some audio clips. Please summarize these descriptions by identifying their commonalities."
+)
+
+FILTER_QUESTION = (
+    "Can the adjective be used to describe the tone, emotion, or acoustic features of audio, music, or any "
+    "other form of sound? Answer yes or no and give the reason."
+)
+
+_ICL_SET = "You have a set of object classnames:"
+_ICL_TASK = (
+    "The following is a description about some audio clips. Based on the description, select a classname out "
+    "of the above classnames that matches the description most."
+)
+_ICL_EXAMPLES = (
+    """\
+Description: The audio features a car meowing: All of the clips contain the sound of a cat meowing. Loud \
+sound: These clips are all of loud sound but with varying degrees of intensity. Repetitive barking: Clips \
+1 and 4 are repetitive, with the cat meowing multiple times in each clip. Poor audio quality: All clips \
+have poor audio quality, with either distortion, muffling, or apparent background noises.
+Response: We know these clips are about the class "cat" in the concept set. We can get this answer since \
+the description mentions All of the clips contain the sound of a cat meowing.
+Answer: cat""",
+    """\
+Description: They all feature a person snoring loudly. The snoring starts off slow and gets louder over \
+time. The audio is recorded in mono. There are no other sounds in the background. The snoring is described \
+as loud and intense. The audio clips differ in the following ways. The first clip features a man snoring, \
+while the second and fourth clips feature a person snoring (gender not specified). The third clip features \
+a zombie growling and snarling, while the other clips only feature snoring. The third clip is described as \
+scary and creepy, while the other clips are not. The third clip is intended for use in a horror movie or \
+zombie video game, while the other clips do not have specific intended uses stated. The third clip is of \
+poor quality, while the other clips are not specified as such.
+Response: Based on the description, the most suitable classname for the audio clips would be "snoring" or \
+"zombie growling and snarling". Both of these classnames match the description of loud sounds with a \
+strong emotional impact, specifically fear and terror. But "zombie growling and snarling" is not in the \
+given classname set. So the answer is "snoring"
+Answer: snoring""",
+)
+
+_ANSWER = re.compile(r"^\W*answer\W*?[:\-]\s*(?P<text>.*\S)", re.IGNORECASE | re.MULTILINE)
+_VERDICT_FIRST = re.compile(r"^\W*(?:answer\s*:\W*)?(?P<word>yes|no)\b[\s*\"',.:;!-]*", re.IGNORECASE)
+_VERDICT_LATER = re.compile(r"\b(?:the )?answer(?: is|:)\W*(?P<word>yes|no)\b", re.IGNORECASE)
+
+
+class Verdict(NamedTuple):
+    """Whether a word was accepted (None if the answer does not tell), and why."""
+
+    accepted: bool | None
+    reason: str
+
+
+def summary_prompt(captions: Sequence[str]) -> str:
+    """Ask for what the captions of one side of a neuron have in common (Appendix A.2)."""
+    listed = "\n".join(f"{number}. {caption.strip()}" for number, caption in enumerate(captions, start=1))
+    return f"{SUMMARY_INSTRUCTION}\n\n{listed}"
+
+
+def filter_prompt(adjective: str) -> str:
+    """Ask whether an adjective can describe sound (Appendix A.2)."""
+    return f"Adjective: {adjective}\n{FILTER_QUESTION}"
+
+
+def icl_prompt(concepts: Sequence[str], description: str, *, examples: int = 2) -> str:
+    """Ask for the concept that a calibrated summary matches best, after worked examples (Table 5).
+
+    Parameters
+    ----------
+    concepts
+        The concept set, in its order.
+    description
+        The calibrated summary.
+    examples
+        How many of the paper's two worked examples to show.
+    """
+    parts = [
+        f"{_ICL_SET}\n{', '.join(concepts)}\n{_ICL_TASK}",
+        *_ICL_EXAMPLES[:examples],
+        f"Description: {description.strip()}\nResponse:",
+    ]
+    return "\n\n".join(parts)
+
+
+def icl_answer(answer: str) -> str:
+    """The part of an answer that should name the concept: the last "Answer:" line, or else the last line."""
+    lines = [match["text"] for match in _ANSWER.finditer(answer)]
+    return (lines or answer.strip().splitlines() or [""])[-1].strip(" \t\"'\u201c\u201d\u2018\u2019*`.")
+
+
+def parse_icl(answer: str, concepts: Sequence[str]) -> str | None:
+    """The concept that an answer names, None if it names none or several.
+
+    A name counts exactly, or as whole words whatever its case, `_` and `-`. Of names inside one another
+    ("dog", "dog bark") the longest counts. For None, take the concept nearest to `icl_answer(answer)` by
+    sentence embedding.
+    """
+    said = icl_answer(answer)
+    if said in concepts:
+        return said
+    by_name = {_plain(concept): concept for concept in reversed(concepts)}
+    words = _plain(said)
+    if words in by_name:
+        return by_name[words]
+    named = {name for name in by_name if name and f" {name} " in f" {words} "}
+    longest = [name for name in named if not any(name != other and f" {name} " in f" {other} " for other in named)]
+    return by_name[longest[0]] if len(longest) == 1 else None
+
+
+def parse_verdict(answer: str) -> Verdict:
+    """Read the yes or no of a filter's answer; the rest is the reason."""
+    text = answer.strip()
+    first = _VERDICT_FIRST.match(text)
+    if first:
+        return Verdict(first["word"].lower() == "yes", text[first.end() :].strip())
+    later = _VERDICT_LATER.search(text)
+    return Verdict(later["word"].lower() == "yes" if later else None, text)
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.findall(r"[^\W_]+", name.casefold()))

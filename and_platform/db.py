@@ -1,0 +1,342 @@
+"""Engine, sessions, schema version and bulk loading. No table is named here.
+
+All connections are psycopg 3, with pgvector's types registered. Driver errors are translated once, in `translated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import psycopg
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from pgvector.psycopg import register_vector
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from and_platform.config import Settings, settings
+from and_platform.embedded import EmbeddedServer
+from and_platform.errors import (
+    ConfigError,
+    DatabaseError,
+    DatabaseUnreachableError,
+    ExtensionMissingError,
+    SchemaVersionError,
+)
+from and_platform.resources import resource
+
+OLDEST_POSTGRES = 150000
+OLDEST_PGVECTOR = (0, 8)
+RUNTIME_PREFIX = "andp_"
+"""Indexes and partitions made at run time are named with it; `alembic check` passes over them."""
+
+
+class DatabaseStatus(NamedTuple):
+    """What `andp db status` shows."""
+
+    url: str
+    embedded: bool
+    server_version: str
+    pgvector_version: str | None
+    schema_revision: str | None
+    newest_revision: str
+    size_bytes: int
+
+
+def database_url(config: Settings | None = None, tell: Callable[[str], None] | None = None) -> URL:
+    """The URL of the database; starts the embedded server where no URL is set.
+
+    Raises
+    ------
+    ConfigError
+        If `ANDP_DATABASE_URL` is not a Postgres URL.
+    EmbeddedServerError
+        If the embedded server does not start.
+    """
+    config = config or settings()
+    if config.database_url is None:
+        raw = EmbeddedServer(config.home, config.start_timeout).ensure_running(tell)
+    else:
+        raw = config.database_url.get_secret_value()
+    try:
+        url = make_url(raw)
+    except sa.exc.ArgumentError as exc:
+        raise ConfigError("ANDP_DATABASE_URL is not a URL; give postgresql://user:password@host:5432/database") from exc
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise ConfigError(f"ANDP_DATABASE_URL names '{url.drivername}'; only postgresql:// is supported")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def make_engine(url: URL, config: Settings | None = None) -> sa.Engine:
+    """An engine whose connections know pgvector's types (once the extension is there)."""
+    config = config or settings()
+    options = "-c timezone=UTC"
+    if config.statement_timeout:
+        options += f" -c statement_timeout={int(config.statement_timeout * 1000)}"
+    engine = sa.create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=4,
+        max_overflow=4,
+        connect_args={
+            "connect_timeout": config.connect_timeout,
+            "application_name": "and_platform",
+            "options": options,
+        },
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _register(connection: psycopg.Connection[Any], _record: object) -> None:
+        # The extension may not be there yet: `upgrade` makes it, and asks for the types again.
+        if psycopg.types.TypeInfo.fetch(connection, "vector") is not None:
+            register_vector(connection)
+
+    return engine
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn driver errors about reaching or using the server into one clear line each."""
+    try:
+        yield
+    except sa.exc.OperationalError as exc:
+        raise _reach_error(str(exc.orig)) from exc
+    except psycopg.OperationalError as exc:
+        raise _reach_error(str(exc)) from exc
+
+
+def _reach_error(text: str) -> DatabaseError:
+    line = next((part.strip() for part in reversed(text.splitlines()) if part.strip()), "no answer")
+    if "password authentication failed" in text or "no password supplied" in text:
+        return DatabaseUnreachableError("the database refuses the user or password in ANDP_DATABASE_URL; correct it")
+    if "does not exist" in text and "database" in text:
+        return DatabaseUnreachableError(f"{line}; create it with: createdb <name>")
+    if "No space left on device" in text:
+        return DatabaseError("the database's disk is full; free some space and run the same command again")
+    if "statement timeout" in text:
+        return DatabaseError("the statement took longer than ANDP_STATEMENT_TIMEOUT; raise it, or ask for less")
+    return DatabaseUnreachableError(f"cannot reach the database: {line}; check ANDP_DATABASE_URL and that the server runs")
+
+
+@contextmanager
+def transaction(engine: sa.Engine) -> Iterator[Session]:
+    """One unit of work: committed at the end, rolled back on any exception."""
+    with translated(), Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[Session]:
+    """A session for questions: nothing is written."""
+    with translated(), Session(engine) as session:
+        session.execute(sa.text("SET TRANSACTION READ ONLY"))
+        yield session
+
+
+# ---------------------------------------------------------------------- schema version
+
+
+def _alembic_config(url: URL | None = None) -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(resource("migrations")))
+    if url is not None:
+        config.attributes["url"] = url
+    return config
+
+
+def newest_revision() -> str:
+    """The schema revision this program works with."""
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+def schema_revision(engine: sa.Engine) -> str | None:
+    """The revision the database is at; None where the schema has not been made."""
+    from alembic.runtime.migration import MigrationContext
+
+    with translated(), engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def check_server(engine: sa.Engine) -> None:
+    """Refuse a server that is too old or lacks pgvector, in one line.
+
+    Raises
+    ------
+    ExtensionMissingError, DatabaseError, DatabaseUnreachableError
+    """
+    with translated(), engine.connect() as connection:
+        version = connection.scalar(sa.text("SELECT current_setting('server_version_num')::int"))
+        if version is None or version < OLDEST_POSTGRES:
+            raise DatabaseError(f"the server is Postgres {(version or 0) // 10000}; 15 or newer is needed")
+        available = connection.scalar(
+            sa.text("SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'")
+        )
+    if available is None:
+        raise ExtensionMissingError(
+            "the server has no pgvector; install it there (package postgresql-NN-pgvector) and run this again"
+        )
+    if tuple(int(part) for part in available.split(".")[:2]) < OLDEST_PGVECTOR:
+        raise ExtensionMissingError(
+            f"the server's pgvector is {available}; 0.8 or newer is needed (then: ALTER EXTENSION vector UPDATE)"
+        )
+
+
+def upgrade(engine: sa.Engine, revision: str = "head") -> None:
+    """Bring the schema to `revision`. Two commands at once: the second waits, then has nothing to do."""
+    from alembic import command
+
+    check_server(engine)
+    try:
+        command.upgrade(_alembic_config(engine.url), revision)
+    except DBAPIError as exc:
+        if "permission denied to create extension" in str(exc.orig):
+            raise ExtensionMissingError(
+                "this user may not create extensions; have a superuser run: CREATE EXTENSION vector"
+            ) from exc
+        raise
+    engine.dispose()  # connections made before the extension do not know its types
+
+
+def downgrade(engine: sa.Engine, revision: str) -> None:
+    """Take the schema back to `revision` ("base": remove it)."""
+    from alembic import command
+
+    command.downgrade(_alembic_config(engine.url), revision)
+    engine.dispose()
+
+
+def connect(config: Settings | None = None, tell: Callable[[str], None] | None = None) -> sa.Engine:
+    """The engine that commands use: server started where embedded, schema made where there is none, version checked.
+
+    Raises
+    ------
+    SchemaVersionError
+        If the schema is older (run `andp db upgrade`) or newer than this program.
+    """
+    from alembic.script import ScriptDirectory
+
+    config = config or settings()
+    engine = make_engine(database_url(config, tell), config)
+    current, newest = schema_revision(engine), newest_revision()
+    if current == newest:
+        return engine
+    if current is None:
+        upgrade(engine)
+        return engine
+    known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+    if current in known:
+        raise SchemaVersionError(f"the schema is at {current}, this program needs {newest}; run: andp db upgrade")
+    raise SchemaVersionError(f"the schema is at {current}, which this program does not know; install a newer and-platform")
+
+
+def status(engine: sa.Engine, embedded: bool) -> DatabaseStatus:
+    """Versions, size and schema revision."""
+    with translated(), engine.connect() as connection:
+        server, size = connection.execute(
+            sa.text("SELECT current_setting('server_version'), pg_database_size(current_database())")
+        ).one()
+        vector = connection.scalar(sa.text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
+    return DatabaseStatus(
+        engine.url.render_as_string(hide_password=True).replace("+psycopg", ""),
+        embedded, server, vector, schema_revision(engine), newest_revision(), size,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- bulk
+
+
+def copy_rows(session: Session, table: str, columns: dict[str, str], rows: Iterable[Sequence[Any]]) -> int:
+    """Binary COPY in the session's own transaction: 20 to 60 times the rate of INSERT.
+
+    Parameters
+    ----------
+    table
+        Name of the table, ours, never a user's text.
+    columns
+        Column name -> Postgres type ("int8", "halfvec", "float4[]", "text" …).
+    rows
+        Values in the columns' order; vectors as pgvector objects or numpy arrays.
+
+    Returns
+    -------
+    int
+        Number of rows written.
+    """
+    connection = session.connection().connection.driver_connection
+    assert connection is not None
+    names = ", ".join(columns)
+    n = 0
+    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({names}) FROM STDIN WITH (FORMAT BINARY)") as copy:
+        copy.set_types(list(columns.values()))
+        for row in rows:
+            copy.write_row(row)
+            n += 1
+    return n
+
+
+def insert_new(
+    session: Session, table: str, columns: dict[str, str], rows: Iterable[Sequence[Any]], on_conflict: str = "DO NOTHING"
+) -> int:
+    """COPY into a temporary table, then insert what is not there yet: for units that may be done twice.
+
+    Returns
+    -------
+    int
+        Number of rows that were new (or changed, with `DO UPDATE`).
+    """
+    staging = f"andp_staging_{table}"
+    names = ", ".join(columns)
+    session.execute(
+        sa.text(f"CREATE TEMPORARY TABLE {staging} ON COMMIT DROP AS SELECT {names} FROM {table} WITH NO DATA")
+    )
+    copy_rows(session, staging, columns, rows)
+    result = session.execute(
+        sa.text(f"INSERT INTO {table} ({names}) SELECT {names} FROM {staging} ON CONFLICT {on_conflict}")
+    )
+    session.execute(sa.text(f"DROP TABLE {staging}"))  # a second call in the same transaction makes its own
+    return int(getattr(result, "rowcount", 0))
+
+
+_COPY_HEADER, _COPY_TRAILER = 19, 2
+
+
+def read_vectors(session: Session, query: str, params: Sequence[Any], *, half: bool = False) -> NDArray[Any]:
+    """The one `vector` (or, with `half`, `halfvec`) column of a query, all rows of one dimension, by binary COPY.
+
+    No loop over rows: the bytes are taken as they come. The format: a header of 19 bytes, then per row a field count
+    (int16), the field's length (int32), pgvector's dimension (int16), unused (int16) and the values, big-endian; a
+    trailer of 2 bytes.
+
+    Returns
+    -------
+    float32 or float16 [rows, dim]
+        [0, 0] where there is no row.
+
+    Raises
+    ------
+    DatabaseError
+        The rows are not of one dimension.
+    """
+    connection = session.connection().connection.driver_connection
+    assert connection is not None
+    with connection.cursor() as cursor, cursor.copy(f"COPY ({query}) TO STDOUT WITH (FORMAT BINARY)", params) as copy:
+        data = b"".join(copy)
+    big, native = (">f2", np.float16) if half else (">f4", np.float32)
+    if len(data) == _COPY_HEADER + _COPY_TRAILER:
+        return np.empty((0, 0), native)
+    width = 10 + int.from_bytes(data[25:27], "big") * np.dtype(big).itemsize
+    n_rows, left = divmod(len(data) - _COPY_HEADER - _COPY_TRAILER, width)
+    if left:
+        raise DatabaseError("the stored vectors are of different lengths")
+    rows = np.frombuffer(data, np.uint8, n_rows * width, _COPY_HEADER).reshape(n_rows, width)
+    return rows[:, 10:].copy().view(big).astype(native)

@@ -1,0 +1,292 @@
+"""Captions: from the data set, from the acoustic describer, from both, from a file, or from an audio language model."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from and_platform import db
+from and_platform.backends import audio, registry
+from and_platform.backends.base import BackendRecipe, Captioner
+from and_platform.backends.base import Clip as DecodedClip
+from and_platform.core import acoustics, describer
+from and_platform.core.text import cut_repeats, names_label, split_sentences
+from and_platform.errors import AudioError, GenerationError, ManifestError
+from and_platform.schema import Caption, Clip, Dataset, ProbingSet, ProbingSetClip
+from and_platform.services import provenance
+from and_platform.services.progress import SILENT, Progress
+from and_platform.services.provenance import RecipePlan
+from and_platform.services.texts import text_ids
+
+_BATCH = 200
+_MODEL_BATCH = 8
+
+OFFLINE_CAPTIONS = (
+    "these captions come from acoustic measurements: they say how a clip sounds, not what it is. "
+    "For better ones bring captions (andp ingest manifest, --captioner file:CAPTIONS.csv), "
+    "or name an audio language model (--captioner audio-lm:DIRECTORY)."
+)
+
+
+@dataclass(frozen=True)
+class _Row:
+    clip_id: int
+    path: str
+    root: str
+    labels: tuple[str, ...]
+    source_caption: str | None
+    features: Mapping[str, Any]
+
+
+class CaptionMaker(Protocol):
+    """Makes captions of clips in the database; `recipe` says how."""
+
+    recipe: BackendRecipe
+
+    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
+        """A caption per clip, an exception where there is none to be had; clips without one to give are left out."""
+        ...
+
+
+class _Source:
+    """The captions that came with the data set."""
+
+    recipe = BackendRecipe("source", "1")
+
+    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
+        for row in rows:
+            if row.source_caption:
+                yield row, row.source_caption
+
+
+class _Describer:
+    """What the clips' acoustic features say, relative to the probing set."""
+
+    def __init__(self, probing: ProbingSet, thresholds: describer.Thresholds) -> None:
+        self._thresholds = thresholds
+        self.recipe = BackendRecipe("describer", str(describer.VERSION), {"probing_set": probing.sha256})
+
+    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
+        for row in rows:
+            yield row, describer.describe(acoustics.AcousticFeatures(**row.features), self._thresholds)
+
+
+class _Joined:
+    """The source's caption where there is one, then what the describer says."""
+
+    def __init__(self, describer_maker: _Describer) -> None:
+        self._describer = describer_maker
+        self.recipe = BackendRecipe("joined", describer_maker.recipe.revision, describer_maker.recipe.params)
+
+    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
+        for row, said in self._describer.make(rows):
+            assert isinstance(said, str)
+            source = (row.source_caption or "").strip()
+            if source and source[-1] not in ".!?":
+                source += "."
+            yield row, f"{source} {said}".strip()
+
+
+class _File:
+    """Captions made elsewhere: JSON (path -> caption, or a list of objects) or CSV (columns path, caption)."""
+
+    def __init__(self, path: Path) -> None:
+        content = _read(path)
+        self._captions = _captions_of(path, content)
+        self.recipe = BackendRecipe("file", hashlib.sha256(content).hexdigest())
+
+    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
+        for row in rows:
+            caption = self._captions.get(row.path) or self._captions.get(Path(row.path).name)
+            if caption:
+                yield row, caption
+
+
+class _Model:
+    """An audio language model."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        self._captioner = captioner
+        self.recipe = captioner.recipe
+
+    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
+        for start in range(0, len(rows), _MODEL_BATCH):
+            decoded: list[tuple[_Row, DecodedClip]] = []
+            for row in rows[start : start + _MODEL_BATCH]:
+                try:
+                    waveform, rate = audio.load(Path(row.root) / row.path, self._captioner.rate)
+                except AudioError as exc:
+                    yield row, exc
+                else:
+                    decoded.append((row, DecodedClip(row.path, waveform, rate, row.source_caption, row.labels)))
+            yield from self._caption(decoded)
+
+    def _caption(self, decoded: Sequence[tuple[_Row, DecodedClip]]) -> Iterator[tuple[_Row, str | Exception]]:
+        """A batch at once; where one clip spoils it, clip by clip."""
+        if not decoded:
+            return
+        try:
+            captions = self._captioner.caption_batch([clip for _, clip in decoded])
+        except GenerationError as exc:
+            if len(decoded) == 1:
+                yield decoded[0][0], exc
+            else:
+                for one in decoded:
+                    yield from self._caption([one])
+        else:
+            yield from zip((row for row, _ in decoded), captions, strict=True)
+
+
+def maker(engine: sa.Engine, probing: ProbingSet, spec: str) -> CaptionMaker:
+    """What makes the captions of a probing set.
+
+    Parameters
+    ----------
+    spec
+        `source`, `describer`, `joined`, `file:PATH`, a captioner of the registry (`audio-lm:DIRECTORY`), or `auto`:
+        `joined` where the data set brings captions, else `describer`.
+    """
+    if spec == "auto":
+        with db.reading(engine) as session:
+            spec = "joined" if any(row.source_caption for row in _rows(session, probing.id)) else "describer"
+    match spec.partition(":"):
+        case ("source", _, _):
+            return _Source()
+        case ("file", _, path):
+            return _File(Path(path).expanduser())
+        case ("describer" | "joined", _, _):
+            with db.reading(engine) as session:
+                features = [acoustics.AcousticFeatures(**row.features) for row in _rows(session, probing.id)]
+            described = _Describer(probing, describer.fit(acoustics.feature_table(features)))
+            return described if spec == "describer" else _Joined(described)
+        case _:
+            return _Model(registry.create("captioner", spec))
+
+
+def plan(captions: CaptionMaker) -> RecipePlan:
+    """The recipe of captions."""
+    return RecipePlan.of("caption", captions.recipe)
+
+
+def caption(
+    engine: sa.Engine,
+    probing: ProbingSet,
+    captions: CaptionMaker,
+    *,
+    progress: Progress = SILENT,
+    run_id: int | None = None,
+) -> int:
+    """Caption the clips of a probing set that have no caption of this recipe; returns how many were written."""
+    with db.transaction(engine) as session:
+        recipe_id = provenance.recipe_id(session, plan(captions))
+        rows = _rows(session, probing.id, without=recipe_id)
+    if not rows:
+        return 0
+    written = 0
+    with progress.stage("caption", len(rows), "clips") as advance:
+        for start in range(0, len(rows), _BATCH):
+            batch = rows[start : start + _BATCH]
+            made = list(captions.make(batch))
+            with db.transaction(engine) as session:
+                written += _write(session, recipe_id, made, run_id)
+            advance(len(batch))
+    return written
+
+
+def _write(session: Session, recipe_id: int, made: Sequence[tuple[_Row, str | Exception]], run_id: int | None) -> int:
+    scope = f"recipe:{recipe_id}"
+    ready: list[tuple[_Row, str, str, list[str]]] = []
+    for row, said in made:
+        if isinstance(said, Exception) or not said.strip():
+            provenance.record_failure(
+                session, stage="caption", scope=scope, unit=row.path, clip_id=row.clip_id, run_id=run_id,
+                reason=str(said) if isinstance(said, Exception) else "the caption is empty",
+            )  # fmt: skip
+            continue
+        cut = cut_repeats(said.strip())
+        ready.append((row, said.strip(), cut.text, split_sentences(cut.text)))
+    ids = text_ids(session, [text for _, _, used, sentences in ready for text in (used, *sentences)])
+    values = [
+        {
+            "clip_id": row.clip_id, "recipe_id": recipe_id, "text": used, "text_id": ids[used],
+            "original": said if said != used else None, "names_label": names_label(used, row.labels),
+        }
+        for row, said, used, _ in ready
+    ]  # fmt: skip
+    if not values:
+        return 0
+    statement = insert(Caption).values(values).on_conflict_do_nothing(index_elements=["clip_id", "recipe_id"])
+    new = {clip: identity for clip, identity in session.execute(statement.returning(Caption.clip_id, Caption.id))}
+    db.copy_rows(
+        session,
+        "caption_sentences",
+        {"caption_id": "int8", "ordinal": "int4", "text_id": "int8"},
+        (
+            (new[row.clip_id], ordinal, ids[sentence])
+            for row, _, _, sentences in ready
+            if row.clip_id in new
+            for ordinal, sentence in enumerate(sentences)
+        ),
+    )
+    provenance.resolve_failures(session, stage="caption", scope=scope, units=[row.path for row, _, _, _ in ready])
+    return len(new)
+
+
+def _rows(session: Session, probing_set_id: int, *, without: int | None = None) -> list[_Row]:
+    query = (
+        sa.select(Clip.id, Clip.path, Dataset.root, Clip.labels, Clip.source_caption, Clip.features)
+        .join(ProbingSetClip, ProbingSetClip.clip_id == Clip.id)
+        .join(Dataset, Dataset.id == Clip.dataset_id)
+        .where(ProbingSetClip.probing_set_id == probing_set_id)
+        .order_by(ProbingSetClip.position)
+    )
+    if without is not None:
+        there = sa.select(Caption.id).where(Caption.clip_id == Clip.id, Caption.recipe_id == without)
+        query = query.where(~there.exists())
+    return [
+        _Row(clip, path, root, tuple(labels), source, features)
+        for clip, path, root, labels, source, features in session.execute(query)
+    ]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ManifestError(f"cannot read the captions in {path}: {exc.strerror}") from exc
+
+
+def _captions_of(path: Path, content: bytes) -> dict[str, str]:
+    try:
+        text = content.decode("utf-8-sig")
+        if path.suffix.lower() == ".json":
+            told = json.loads(text)
+            rows = [{"path": key, "caption": value} for key, value in told.items()] if isinstance(told, dict) else told
+        else:
+            rows = list(csv.DictReader(text.splitlines()))
+        return {str(row["path"]).replace("\\", "/"): str(row["caption"]) for row in rows}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise ManifestError(
+            f"{path} does not hold captions; give JSON (path -> caption, or objects with path and caption) "
+            f"or CSV with the columns path, caption"
+        ) from exc
+
+
+def caption_overview(session: Session, probing_set_id: int, recipe_id: int) -> tuple[int, int]:
+    """How many clips of a probing set have a caption of this recipe, and how many of these name the clip's class."""
+    row = session.execute(
+        sa.select(sa.func.count(), sa.func.count().filter(Caption.names_label))
+        .select_from(Caption)
+        .join(ProbingSetClip, ProbingSetClip.clip_id == Caption.clip_id)
+        .where(ProbingSetClip.probing_set_id == probing_set_id, Caption.recipe_id == recipe_id)
+    ).one()
+    return int(row[0]), int(row[1])

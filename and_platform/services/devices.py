@@ -1,0 +1,28 @@
+"""Which device models run on."""
+
+from __future__ import annotations
+
+from and_platform.config import settings
+from and_platform.errors import ConfigError
+
+
+def device() -> str:
+    """The device of `ANDP_DEVICE`; `auto` takes the first GPU, else the CPU.
+
+    Raises
+    ------
+    ConfigError
+        The device asked for is not there.
+    """
+    import torch
+
+    wanted = settings().device
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = wanted.partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, False):
+        raise ConfigError(f"ANDP_DEVICE is '{wanted}', which this machine does not have; set it to cpu or auto")
+    return wanted

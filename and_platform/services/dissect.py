@@ -1,0 +1,493 @@
+"""Dissection: every stage in order, each doing what is missing and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from and_platform import db
+from and_platform.backends import registry
+from and_platform.backends.base import LLM, Tagger, TextAudioEncoder, TextEncoder
+from and_platform.backends.networks.base import LoadedNetwork
+from and_platform.core.similarity import SIMILARITIES
+from and_platform.errors import ConfigError
+from and_platform.schema import (
+    ConceptSet,
+    DissectedLayer,
+    Dissection,
+    DissectionRecipe,
+    Layer,
+    Network,
+    ProbingSet,
+)
+from and_platform.services import (
+    calibrate,
+    caption,
+    concepts,
+    datasets,
+    embed,
+    extract,
+    icl,
+    match,
+    networks,
+    provenance,
+    record,
+    summarise,
+)
+from and_platform.services.progress import SILENT, Progress
+from and_platform.services.provenance import RecipePlan
+
+STAGES = ("record", "caption", "match", "summarise", "calibrate", "icl", "extract", "embed")
+METHODS = ("db", "tab", "icl")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a dissection is made with; each field is an option of `andp dissect` and a key of its config file."""
+
+    dataset: str = "sample"
+    """Data set to probe with."""
+    concepts: str | None = None
+    """Concept set; default: the data set's own labels."""
+    layers: tuple[str, ...] = ()
+    """Patterns on layer names; default: the paper's choice."""
+    pooling: str | None = None
+    """first, mean or max; default: each layer's own."""
+    top_k: int = 5
+    """K: exemplars a side that summaries are made of."""
+    threshold: float = 0.7
+    """t: cosine above which a low point removes a high one."""
+    methods: tuple[str, ...] = ()
+    """Closed-set methods: db, tab, icl; default: those for which there are models."""
+    similarity: str | None = None
+    """The function that fills closed_db and closed_tab; default: cos_cubed and soft_wpmi."""
+    all_similarities: bool = False
+    """All five functions for hidden layers too, not for the head alone."""
+    clips: int | None = None
+    """Match hidden layers on that many most active clips only; default: all."""
+    captioner: str = "auto"
+    """auto, source, describer, joined, file:PATH, or a captioner of the registry."""
+    summariser: str | None = None
+    """extractive or llm; default: llm where one is set."""
+    llm: str | None = None
+    """An LLM of the registry, for summaries, ICL and the filter of adjectives."""
+    judge: str | None = None
+    """anchor or llm: who judges adjectives; default: llm where one is set."""
+    sentence_encoder: str = "minilm"
+    """Encoder of sentences: calibration, search by meaning."""
+    text_encoder: str = "minilm"
+    """Encoder of captions and concepts (db); the paper uses CLIP's text tower."""
+    audio_encoder: str | None = None
+    """Encoder of sound and text (tab), e.g. clap:DIRECTORY."""
+    tagger: str = "hanta"
+    """Part-of-speech tagger."""
+    min_support: tuple[int, ...] = (3, 2)
+    """m of the extractive summariser: captions of K that must agree; several are tried in turn."""
+    stages: tuple[str, ...] = ()
+    """Only these stages; default: all."""
+    llm_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the LLM backend: temperature, seed, concurrency …"""
+
+    def __post_init__(self) -> None:
+        _check("stage", self.stages, STAGES)
+        _check("method", self.methods, METHODS)
+        _check("similarity", [self.similarity] if self.similarity else [], tuple(SIMILARITIES))
+        _check("summariser", [self.summariser] if self.summariser else [], ("extractive", "llm"))
+        _check("judge", [self.judge] if self.judge else [], ("anchor", "llm"))
+        _check("pooling", [self.pooling] if self.pooling else [], ("first", "mean", "max"))
+        if not 1 <= self.top_k <= record.EXEMPLARS_KEPT:
+            raise ConfigError(f"top_k is {self.top_k}; between 1 and {record.EXEMPLARS_KEPT} exemplars a side are kept")
+        if not -1 <= self.threshold <= 1:
+            raise ConfigError(f"threshold is {self.threshold}; a cosine lies between -1 and 1")
+        if self.llm is None:
+            for name, value in (("summariser", self.summariser), ("judge", self.judge)):
+                if value == "llm":
+                    raise ConfigError(f"{name} is 'llm', but no LLM is set; give --llm, e.g. openai:MODEL@http://localhost:8000/v1")
+            if "icl" in self.methods:
+                raise ConfigError("the method icl needs an LLM; give --llm, e.g. openai:MODEL@http://localhost:8000/v1")
+        if "tab" in self.methods and self.audio_encoder is None:
+            raise ConfigError("the method tab needs an encoder of sound and text; give --audio-encoder clap:DIRECTORY")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Options:
+        """Options from a config file's table or a notebook's keywords.
+
+        Raises
+        ------
+        ConfigError
+            For a key that is no option.
+        """
+        known = {item.name: item for item in fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"no option '{unknown[0]}'; there are: {', '.join(sorted(known))}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def chosen_methods(self) -> tuple[str, ...]:
+        """The methods asked for, or all for which there are models."""
+        possible = {"db": True, "tab": self.audio_encoder is not None, "icl": self.llm is not None}
+        return tuple(method for method in METHODS if (method in self.methods if self.methods else possible[method]))
+
+
+def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for value in given:
+        if value not in known:
+            raise ConfigError(f"no {what} '{value}'; choose from: {', '.join(known)}")
+
+
+class Tools:
+    """The models of a dissection, each made when it is first needed and once."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._made: dict[tuple[str, str], Any] = {}
+
+    def _get(self, role: str, spec: str, **keywords: Any) -> Any:
+        if (role, spec) not in self._made:
+            self._made[role, spec] = registry.create(role, spec, **keywords)
+        return self._made[role, spec]
+
+    @property
+    def sentence_encoder(self) -> TextEncoder:
+        encoder: TextEncoder = self._get("encoder", self._options.sentence_encoder)
+        return encoder
+
+    def scoring_encoder(self, method: str) -> TextEncoder:
+        """The encoder that makes P."""
+        spec = self._options.text_encoder if method == "db" else self._options.audio_encoder
+        assert spec is not None
+        encoder: TextEncoder = self._get("encoder", spec)
+        if method == "tab" and not isinstance(encoder, TextAudioEncoder):
+            raise ConfigError(f"'{spec}' embeds no sound; the method tab needs an encoder such as clap:DIRECTORY")
+        return encoder
+
+    @property
+    def llm(self) -> LLM:
+        assert self._options.llm is not None
+        llm: LLM = self._get("llm", self._options.llm, **self._options.llm_options)
+        return llm
+
+    @property
+    def tagger(self) -> Tagger:
+        tagger: Tagger = self._get("tagger", self._options.tagger)
+        return tagger
+
+    def summariser(self) -> summarise.Summariser:
+        wanted = self._options.summariser or ("llm" if self._options.llm else "extractive")
+        if wanted == "llm":
+            return summarise.Generative(self.llm)
+        return summarise.Extractive(self.sentence_encoder, min_support=self._options.min_support)
+
+    def judge(self) -> extract.Judge:
+        wanted = self._options.judge or ("llm" if self._options.llm else "anchor")
+        return extract.LLMJudge(self.llm) if wanted == "llm" else extract.AnchorJudge(self.sentence_encoder)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dissection before any of it is computed: every recipe is known."""
+
+    network: Network
+    probing: ProbingSet
+    concepts: ConceptSet
+    layers: list[Layer]
+    record: RecipePlan
+    caption: RecipePlan
+    scores: dict[str, match.ScorePlan]
+    matches: dict[str, dict[str, RecipePlan]]
+    speaks: dict[str, str]
+    summarise: RecipePlan
+    calibrate: RecipePlan
+    icl: RecipePlan | None
+    extract: RecipePlan
+    tag: RecipePlan
+    judge: RecipePlan
+    captions: caption.CaptionMaker
+
+    def recipes(self) -> dict[str, RecipePlan]:
+        """Stage (with method and function) -> recipe."""
+        named = {"record": self.record, "caption": self.caption, "summarise": self.summarise}
+        named |= {"calibrate": self.calibrate, "extract": self.extract, "tag": self.tag, "judge": self.judge}
+        named |= {f"score.{method}": score.recipe for method, score in self.scores.items()}
+        for method, by_function in self.matches.items():
+            named |= {f"match.{method}.{name}": recipe for name, recipe in by_function.items()}
+        if self.icl:
+            named["match.icl.llm"] = self.icl
+        return named
+
+    def speaking(self) -> set[str]:
+        """The match recipes that fill closed_db, closed_tab and closed_icl."""
+        return {f"match.{method}.{name}" for method, name in self.speaks.items()}
+
+    @property
+    def sha256(self) -> str:
+        """What identifies the dissection."""
+        return provenance.sha256_of(
+            {
+                "network": self.network.id,
+                "probing_set": self.probing.sha256,
+                "concept_set": self.concepts.sha256,
+                "recipes": {stage: recipe.sha256 for stage, recipe in self.recipes().items()},
+                "speaks": sorted(self.speaking()),
+            }
+        )
+
+
+@dataclass
+class StageReport:
+    """What a stage did: units computed now, of how many, and the time it took."""
+
+    stage: str
+    computed: int
+    total: int
+    unit: str
+    seconds: float
+
+
+@dataclass
+class DissectReport:
+    """What `andp dissect` tells at the end."""
+
+    dissection_id: int
+    stages: list[StageReport]
+    failed_clips: list[str]
+    captions: tuple[int, int]
+    open_failures: int
+    notes: list[str]
+
+
+def make_plan(
+    engine: sa.Engine, network_name: str, options: Options, tools: Tools, loaded: LoadedNetwork | None = None
+) -> Plan:
+    """Settle what is to be done: the snapshot, the concept set, the layers, every recipe."""
+    with db.transaction(engine) as session:
+        network = networks.find(session, network_name)
+        dataset = datasets.find(session, options.dataset)
+        concept_set = (
+            concepts.ensure(session, options.concepts)
+            if options.concepts
+            else concepts.labels_of(session, options.dataset)
+        )
+        probing = datasets.snapshot(session, dataset.id)
+        rows = {layer.name: layer for layer in networks.layers(session, network)}
+    loaded = loaded or networks.load(network)
+    specs = record.choose_layers(loaded, options.layers or None, options.pooling)
+    recorded = record.plan(loaded, probing.sha256, options.pooling)
+    maker = caption.maker(engine, probing, options.captioner)
+    captions = caption.plan(maker)
+    methods = options.chosen_methods()
+    scores = {
+        method: match.plan_scores(
+            method, tools.scoring_encoder(method), concept_set, probing, captions if method == "db" else None
+        )
+        for method in methods
+        if method != "icl"
+    }
+    speaks = {method: options.similarity or match.SPEAKS[method] for method in scores}
+    matches = {
+        method: {name: match.plan_match(recorded, score, name, options.clips) for name in SIMILARITIES}
+        for method, score in scores.items()
+    }
+    summaries = tools.summariser().plan(recorded, captions, options.top_k)
+    rules = _rules(options, tools)
+    calibrated = calibrate.plan(summaries, tools.sentence_encoder, rules)
+    picked = icl.plan(calibrated, tools.llm, tools.sentence_encoder, concept_set) if "icl" in methods else None
+    if picked:
+        speaks["icl"] = "llm"
+    judge = tools.judge()
+    return Plan(
+        network, probing, concept_set, [rows[spec.name] for spec in specs], recorded, captions, scores, matches, speaks,
+        summaries, calibrated, picked, extract.plan(calibrated, tools.tagger, judge), extract.plan_tags(tools.tagger),
+        judge.plan(), maker,
+    )  # fmt: skip
+
+
+def _rules(options: Options, tools: Tools) -> calibrate.Rules:
+    return calibrate.Rules(options.threshold, facets=not tools.summariser().own_words)
+
+
+def dissect(
+    engine: sa.Engine,
+    network_name: str,
+    options: Options,
+    *,
+    progress: Progress = SILENT,
+    run: provenance.RunHandle | None = None,
+) -> DissectReport:
+    """Run all stages, or those of `options.stages`; what is there already is not computed again.
+
+    Raises
+    ------
+    AndpError
+        As the stages do. What was done until then stays, and the next call goes on from there.
+    """
+    run_id = run.id if run else None
+    tools = Tools(options)
+    wanted = options.stages or STAGES
+    reports: list[StageReport] = []
+    notes: list[str] = []
+    with db.reading(engine) as session:
+        network = networks.find(session, network_name)
+    loaded = networks.load(network)
+    failed_clips: list[str] = []
+
+    def timed(stage: str, unit: str, total: int, work: Callable[[], int]) -> None:
+        if stage in wanted:
+            began = time.monotonic()
+            computed = work()
+            reports.append(StageReport(stage, computed, total, unit, time.monotonic() - began))
+
+    # Recording settles the snapshot: a clip that cannot be read is not in it, and all else follows from the snapshot.
+    if "record" in wanted:
+        began = time.monotonic()
+        recorded = record.record(
+            engine, network, loaded, options.dataset, layers=options.layers or None, pooling=options.pooling,
+            progress=progress, run_id=run_id,
+        )  # fmt: skip
+        failed_clips = recorded.failed_clips
+        total = recorded.layers_recorded + recorded.layers_reused
+        reports.append(StageReport("record", recorded.layers_recorded, total, "layers", time.monotonic() - began))
+    plan = make_plan(engine, network_name, options, tools, loaded)
+    with db.transaction(engine) as session:
+        recording_id = record.ensure_recording(session, plan.network.id, plan.probing.id, plan.record)
+        dissection_id = _ensure_dissection(session, plan, options, recording_id)
+    if run:
+        run.dissection_id = dissection_id
+    layers, neurons = plan.layers, len(plan.layers)
+    timed(
+        "caption", "clips", plan.probing.n_clips,
+        lambda: caption.caption(engine, plan.probing, plan.captions, progress=progress, run_id=run_id),
+    )  # fmt: skip
+    with db.reading(engine) as session:
+        caption_id = provenance.find_recipe(session, plan.caption)
+        captions = caption.caption_overview(session, plan.probing.id, caption_id) if caption_id else (0, 0)
+    timed("match", "layers", neurons, lambda: _match(engine, plan, options, recording_id, progress, run_id))
+    summariser = tools.summariser()
+    job = summarise.Job(recording_id, plan.probing, layers, plan.summarise, plan.caption, options.top_k)
+    timed(
+        "summarise", "layers", neurons,
+        lambda: summarise.summarise(engine, summariser, job, progress=progress, run_id=run_id),
+    )  # fmt: skip
+    timed(
+        "calibrate", "layers", neurons,
+        lambda: calibrate.calibrate(
+            engine, tools.sentence_encoder, _rules(options, tools), job, plan.calibrate, progress=progress
+        ),
+    )  # fmt: skip
+    if plan.icl:
+        timed(
+            "icl", "layers", neurons,
+            lambda: icl.pick(
+                engine, tools.llm, tools.sentence_encoder, recording_id, plan.concepts, layers, plan.calibrate,
+                progress=progress, run_id=run_id,
+            ),
+        )  # fmt: skip
+    timed(
+        "extract", "layers", neurons,
+        lambda: extract.extract(
+            engine, tools.tagger, tools.judge(), layers, plan.calibrate, progress=progress, run_id=run_id
+        ),
+    )  # fmt: skip
+    timed("embed", "summaries", neurons, lambda: _embed(engine, plan, tools, progress))
+    if plan.captions.recipe.name == "describer":
+        notes.append(caption.OFFLINE_CAPTIONS)
+    open_failures = _complete(engine, plan, dissection_id, wanted)
+    if run:
+        run.counts.update({report.stage: {"computed": report.computed, "seconds": round(report.seconds, 3)} for report in reports})
+    return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, notes)
+
+
+def _match(
+    engine: sa.Engine, plan: Plan, options: Options, recording_id: int, progress: Progress, run_id: int | None
+) -> int:
+    done = 0
+    for method, score in plan.scores.items():
+        scoring_id, _ = match.score(engine, plan.probing, plan.concepts, score, progress=progress, run_id=run_id)
+        speaking = plan.speaks[method]
+        only_head = () if options.all_similarities else tuple(name for name in SIMILARITIES if name != speaking)
+        done += match.match(
+            engine, recording_id, scoring_id, plan.layers, plan.matches[method], only_head=only_head, clips=options.clips,
+            progress=progress,
+        )  # fmt: skip
+    return done
+
+
+def _embed(engine: sa.Engine, plan: Plan, tools: Tools, progress: Progress) -> int:
+    with db.reading(engine) as session:
+        recipe_id = provenance.find_recipe(session, plan.calibrate)
+    if recipe_id is None:
+        return 0
+    return embed.embed_summaries(
+        engine, tools.sentence_encoder, recipe_id, [layer.id for layer in plan.layers], progress
+    )
+
+
+def _ensure_dissection(session: Session, plan: Plan, options: Options, recording_id: int) -> int:
+    made = session.scalars(
+        insert(Dissection)
+        .values(
+            network_id=plan.network.id, probing_set_id=plan.probing.id, concept_set_id=plan.concepts.id,
+            recording_id=recording_id, sha256=plan.sha256, status="running", top_k=options.top_k,
+            methods=list(plan.speaks), config=asdict(options),
+        )
+        .on_conflict_do_nothing(index_elements=["sha256"])
+        .returning(Dissection.id)
+    ).one_or_none()  # fmt: skip
+    dissection_id = made or session.scalars(sa.select(Dissection.id).where(Dissection.sha256 == plan.sha256)).one()
+    speaking = plan.speaking()
+    for stage, recipe in plan.recipes().items():
+        session.execute(
+            insert(DissectionRecipe)
+            .values(
+                dissection_id=dissection_id, stage=stage, recipe_id=provenance.recipe_id(session, recipe),
+                speaks=stage in speaking,
+            )
+            .on_conflict_do_nothing()
+        )  # fmt: skip
+    for layer in plan.layers:
+        session.execute(
+            insert(DissectedLayer).values(dissection_id=dissection_id, layer_id=layer.id).on_conflict_do_nothing()
+        )
+    return dissection_id
+
+
+def _complete(engine: sa.Engine, plan: Plan, dissection_id: int, wanted: Sequence[str]) -> int:
+    """Mark the dissection complete if it is; returns how many units failed and wait for another run.
+
+    It is complete when every stage has been through, units that failed aside, or when the tables say that nothing is
+    missing (stages may have been run one by one).
+    """
+    recipes = plan.recipes()
+    needed = {"summarise", "calibrate", "extract", *plan.speaking()}
+    with db.transaction(engine) as session:
+        ids = {stage: provenance.recipe_id(session, recipe) for stage, recipe in recipes.items()}
+        open_failures = session.scalars(
+            sa.text("SELECT count(*) FROM failures WHERE resolved_at IS NULL AND scope = ANY (:scopes)"),
+            {"scopes": [f"recipe:{identity}" for identity in ids.values()]},
+        ).one()
+        layers = {layer.id for layer in plan.layers}
+        nothing_missing = all(layers <= provenance.finished_layers(session, ids[stage]) for stage in needed)
+        if nothing_missing or set(wanted) == set(STAGES):
+            changed = session.execute(
+                sa.update(DissectedLayer)
+                .where(
+                    DissectedLayer.dissection_id == dissection_id,
+                    DissectedLayer.layer_id.in_(layers),
+                    DissectedLayer.completed_at.is_(None),
+                )
+                .values(completed_at=sa.func.now())
+                .returning(DissectedLayer.layer_id)
+            ).all()
+            if changed:  # asked for again with nothing to do, it keeps its date
+                session.execute(
+                    sa.update(Dissection)
+                    .where(Dissection.id == dissection_id)
+                    .values(status="complete", completed_at=sa.func.now())
+                )
+        return int(open_failures)

@@ -1,0 +1,116 @@
+"""Asking an LLM: an identical prompt once, every answer stored before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from and_platform import db
+from and_platform.backends.base import LLM, Generation, Prompt
+from and_platform.services import provenance
+from and_platform.services.progress import SILENT, Progress
+from and_platform.services.provenance import RecipePlan
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Said:
+    """The answer to a prompt, or why there is none."""
+
+    text: str | None
+    error: str | None = None
+
+
+def plan(llm: LLM) -> RecipePlan:
+    """The recipe of an LLM's answers."""
+    return RecipePlan.of("generate", llm.recipe)
+
+
+def ask(
+    engine: sa.Engine,
+    llm: LLM,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int,
+    name: str,
+    progress: Progress = SILENT,
+) -> list[Said]:
+    """The answers to prompts, in order; those asked before come from the database.
+
+    Parameters
+    ----------
+    max_tokens
+        Longest answer.
+    name
+        What the progress bar says.
+    """
+    with db.transaction(engine) as session:
+        recipe_id = provenance.recipe_id(session, plan(llm))
+    keys = [_key(prompt, max_tokens) for prompt in prompts]
+    distinct = dict(zip(keys, prompts, strict=True))
+    said: dict[str, Said] = {}
+    with db.reading(engine) as session:
+        rows = session.execute(
+            sa.text("SELECT prompt_sha256, answer FROM answers WHERE recipe_id = :recipe AND prompt_sha256 = ANY (:keys)"),
+            {"recipe": recipe_id, "keys": list(distinct)},
+        )
+        said = {key: Said(answer) for key, answer in rows}
+    todo = [(key, prompt) for key, prompt in distinct.items() if key not in said]
+    if todo:
+        with progress.stage(name, len(todo), "prompts") as advance:
+            for start in range(0, len(todo), _BATCH):
+                batch = todo[start : start + _BATCH]
+                answers = llm.generate([prompt for _, prompt in batch], max_tokens=max_tokens)
+                _keep(engine, recipe_id, batch, answers)
+                for (key, _), answer in zip(batch, answers, strict=True):
+                    said[key] = (
+                        Said(answer.text) if isinstance(answer, Generation) else Said(None, f"{type(answer).__name__}: {answer}")
+                    )
+                advance(len(batch))
+    return [said[key] for key in keys]
+
+
+def _keep(
+    engine: sa.Engine,
+    recipe_id: int,
+    batch: Sequence[tuple[str, Prompt]],
+    answers: Sequence[Generation | Exception],
+) -> None:
+    with db.transaction(engine) as session:
+        db.insert_new(
+            session,
+            "answers",
+            {
+                "recipe_id": "int8", "prompt_sha256": "text", "prompt": "text", "answer": "text",
+                "prompt_tokens": "int4", "completion_tokens": "int4", "finish_reason": "text",
+            },
+            (
+                (
+                    recipe_id, key, f"{prompt.system}\n\n{prompt.user}".strip(), answer.text.replace("\0", ""),
+                    answer.prompt_tokens, answer.completion_tokens, answer.finish_reason,
+                )
+                for (key, prompt), answer in zip(batch, answers, strict=True)
+                if isinstance(answer, Generation)
+            ),
+        )  # fmt: skip
+
+
+def _key(prompt: Prompt, max_tokens: int) -> str:
+    return hashlib.sha256(f"{prompt.system}\0{prompt.user}\0{max_tokens}".encode()).hexdigest()
+
+
+def tokens(engine: sa.Engine, llm: LLM) -> tuple[int, int, int]:
+    """Answers, prompt tokens and completion tokens that this LLM has cost so far."""
+    with db.reading(engine) as session:
+        row = session.execute(
+            sa.text(
+                "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM answers a"
+                " JOIN recipes r ON r.id = a.recipe_id WHERE r.sha256 = :sha256"
+            ),
+            {"sha256": plan(llm).sha256},
+        ).one()
+        return int(row[0]), int(row[1]), int(row[2])

@@ -1,0 +1,110 @@
+"""Module A, in-context learning: an LLM picks a concept from the calibrated summary (paper, Table 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import sqlalchemy as sa
+
+from and_platform import db
+from and_platform.backends.base import LLM, Prompt, TextEncoder
+from and_platform.core import prompts
+from and_platform.schema import Concept, ConceptSet, Layer
+from and_platform.services import embed, generate, provenance
+from and_platform.services.progress import SILENT, Progress
+from and_platform.services.provenance import RecipePlan
+from and_platform.services.texts import text_ids
+
+MAX_TOKENS = 512
+EXAMPLES = 2
+
+
+def plan(calibrated: RecipePlan, llm: LLM, encoder: TextEncoder, concepts: ConceptSet) -> RecipePlan:
+    """The recipe of concepts picked by an LLM; `encoder` finds the nearest where the answer names none."""
+    params = {
+        "method": "icl", "similarity": "llm", "examples": EXAMPLES, "max_tokens": MAX_TOKENS,
+        "concept_set": concepts.sha256,
+    }  # fmt: skip
+    return RecipePlan("match", "icl", "1", params, (calibrated, generate.plan(llm), embed.plan(encoder)))
+
+
+def pick(
+    engine: sa.Engine,
+    llm: LLM,
+    encoder: TextEncoder,
+    recording_id: int,
+    concepts: ConceptSet,
+    layers: Sequence[Layer],
+    calibrated: RecipePlan,
+    *,
+    progress: Progress = SILENT,
+    run_id: int | None = None,
+) -> int:
+    """Ask for the concept of every neuron with a calibrated summary; returns how many layers were done now."""
+    with db.transaction(engine) as session:
+        recipe_id = provenance.recipe_id(session, plan(calibrated, llm, encoder, concepts))
+        calibrate_id = provenance.recipe_id(session, calibrated)
+        done = provenance.finished_layers(session, recipe_id)
+        ready = provenance.finished_layers(session, calibrate_id)
+        todo = [layer for layer in layers if layer.id not in done]
+        named = session.execute(
+            sa.select(Concept.id, Concept.name, Concept.text_id)
+            .where(Concept.concept_set_id == concepts.id)
+            .order_by(Concept.position)
+        ).all()
+    if not todo:
+        return 0
+    names = [row.name for row in named]
+    by_name = {row.name: row.id for row in named}
+    encoder_id = embed.embed_texts(engine, encoder, [row.text_id for row in named], name="embed concepts", progress=progress)
+    with db.reading(engine) as session:
+        concept_vectors = embed.text_vectors(session, encoder_id, [row.text_id for row in named])
+    scope = f"recipe:{recipe_id}"
+    for layer in todo:
+        with db.reading(engine) as session:
+            rows = session.execute(
+                sa.text(
+                    "SELECT c.neuron_id, n.unit, c.summary FROM calibrations c JOIN neurons n ON n.id = c.neuron_id"
+                    " WHERE c.recipe_id = :recipe AND n.layer_id = :layer AND c.summary <> '' ORDER BY n.unit"
+                ),
+                {"recipe": calibrate_id, "layer": layer.id},
+            ).all()
+        asked = [Prompt(prompts.icl_prompt(names, row.summary, examples=EXAMPLES)) for row in rows]
+        said = generate.ask(
+            engine, llm, asked, max_tokens=MAX_TOKENS, name=f"pick concepts: {layer.name}", progress=progress
+        )
+        chosen: dict[int, int] = {}
+        nearest: list[tuple[int, str]] = []
+        failed: list[tuple[str, str]] = []
+        for row, answer in zip(rows, said, strict=True):
+            if answer.text is None:
+                failed.append((f"{layer.name}#{row.unit}", answer.error or "no answer"))
+            elif (name := prompts.parse_icl(answer.text, names)) is not None:
+                chosen[row.neuron_id] = by_name[name]
+            elif word := prompts.icl_answer(answer.text):
+                nearest.append((row.neuron_id, word))
+            else:
+                failed.append((f"{layer.name}#{row.unit}", "the answer is empty"))
+        if nearest:
+            with db.transaction(engine) as session:
+                ids = text_ids(session, [word for _, word in nearest])
+            embed.embed_texts(engine, encoder, list(ids.values()), progress=progress)
+            with db.reading(engine) as session:
+                vectors = embed.text_vectors(session, encoder_id, [ids[word] for _, word in nearest])
+            for (neuron, _), place in zip(nearest, np.argmax(vectors @ concept_vectors.T, axis=1).tolist(), strict=True):
+                chosen[neuron] = named[place].id
+        with db.transaction(engine) as session:
+            db.insert_new(
+                session,
+                "concept_matches",
+                {"recording_id": "int8", "recipe_id": "int8", "neuron_id": "int8", "rank": "int2", "concept_id": "int8"},
+                ((recording_id, recipe_id, neuron, 1, concept) for neuron, concept in sorted(chosen.items())),
+            )
+            for unit, reason in failed:
+                provenance.record_failure(session, stage="icl", scope=scope, unit=unit, reason=reason, run_id=run_id)
+            if layer.id in ready and not failed:
+                provenance.finish_layer(session, recipe_id, layer.id)
+                units = [f"{layer.name}#{row.unit}" for row in rows]
+                provenance.resolve_failures(session, stage="icl", scope=scope, units=units)
+    return len(todo)

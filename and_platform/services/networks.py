@@ -1,0 +1,222 @@
+"""Networks: adding, loading again, listing, dropping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from and_platform import db
+from and_platform.backends.networks.base import LoadedNetwork
+from and_platform.config import load_json
+from and_platform.errors import ConflictError, NotFoundError
+from and_platform.resources import resource
+from and_platform.schema import Dataset, Layer, Network, Neuron, Recording
+
+SAMPLE = "sample-ast"
+
+
+def add(
+    engine: sa.Engine,
+    name: str,
+    location: str,
+    *,
+    trained_on: str | None = None,
+    held_out_fold: int | None = None,
+) -> Network:
+    """Load a network once, and keep its layers, neurons and class names.
+
+    Parameters
+    ----------
+    name
+        What to call it.
+    location
+        A `transformers` audio-classification directory or hub id, or `module:factory`.
+    trained_on, held_out_fold
+        Data set it was trained on, and the fold that was left out: evaluation may use that fold only. Taken from
+        `training.json` beside the weights where `andp networks train` wrote it.
+
+    Raises
+    ------
+    ConflictError
+        The name is taken by another network.
+    """
+    from and_platform.backends.networks import load_network
+
+    directory = Path(location).expanduser()
+    if directory.is_dir():
+        location = str(directory.resolve())
+    loaded = load_network(location)
+    told = load_json(directory / "training.json") if (directory / "training.json").is_file() else {}
+    return _store(
+        engine, name, "transformers" if ":" not in location or directory.is_dir() else "factory", location, loaded,
+        trained_on or told.get("dataset"), held_out_fold if held_out_fold is not None else told.get("held_out_fold"),
+        told,
+    )  # fmt: skip
+
+
+def ensure_sample(engine: sa.Engine) -> Network:
+    """The network that travels with the platform, added if it is not there yet."""
+    from and_platform.backends.networks import load_network
+
+    directory = resource(f"networks/{SAMPLE}")
+    told = load_json(directory / "training.json")
+    loaded = load_network(str(directory))
+    return _store(engine, SAMPLE, "sample", SAMPLE, loaded, "sample", told.get("held_out_fold"), told)
+
+
+def _store(
+    engine: sa.Engine,
+    name: str,
+    source: str,
+    location: str,
+    loaded: LoadedNetwork,
+    trained_on: str | None,
+    held_out_fold: int | None,
+    extra: Mapping[str, Any],
+) -> Network:
+    default = {layer.name for layer in loaded.default_layers}
+    with db.transaction(engine) as session:
+        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('network:' || :name))"), {"name": name})
+        there = session.scalars(sa.select(Network).where(Network.name == name)).one_or_none()
+        if there is not None:
+            if there.revision == loaded.revision:
+                return there
+            raise ConflictError(
+                f"a network '{name}' with other weights is there already; choose another name, or: andp networks drop {name}"
+            )
+        network = Network(
+            name=name, source=source, location=location, revision=loaded.revision, architecture=loaded.architecture,
+            sample_rate=loaded.rate, n_parameters=loaded.n_parameters, classes=list(loaded.classes or []),
+            trained_on=trained_on, held_out_fold=held_out_fold, extra=dict(extra),
+        )  # fmt: skip
+        session.add(network)
+        session.flush()
+        layers = [
+            Layer(
+                network_id=network.id, position=position, name=spec.name, module_path=spec.module_path, block=spec.block,
+                kind=spec.kind, n_units=spec.n_units, pooling=spec.pooling, is_default=spec.name in default,
+            )
+            for position, spec in enumerate(loaded.layers)
+        ]  # fmt: skip
+        session.add_all(layers)
+        session.flush()
+        for layer in layers:
+            classes = network.classes if layer.kind == "head" else []
+            session.execute(
+                sa.text(
+                    "INSERT INTO neurons (layer_id, unit, class_name) SELECT :layer, u, (CAST(:classes AS text[]))[u + 1]"
+                    " FROM generate_series(0, :n - 1) u"
+                ),
+                {"layer": layer.id, "n": layer.n_units, "classes": classes},
+            )
+        return network
+
+
+def load(network: Network) -> LoadedNetwork:
+    """The module of a stored network, checked to have the weights it had when it was added.
+
+    Raises
+    ------
+    ConflictError
+        The weights at its location are others now.
+    """
+    from and_platform.backends.networks import load_network
+
+    location = str(resource(f"networks/{SAMPLE}")) if network.source == "sample" else network.location
+    loaded = load_network(location)
+    if loaded.revision != network.revision:
+        raise ConflictError(
+            f"the weights of '{network.name}' at {location} have changed since it was added; "
+            f"add them under a new name: andp networks add NEW {location}"
+        )
+    return loaded
+
+
+def find(session: Session, name: str) -> Network:
+    """The network of that name.
+
+    Raises
+    ------
+    NotFoundError
+        There is none; the message lists those there are.
+    """
+    network = session.scalars(sa.select(Network).where(Network.name == name)).one_or_none()
+    if network is None:
+        names = session.scalars(sa.select(Network.name).order_by(Network.name)).all()
+        known = f"there are: {', '.join(names)}" if names else "add one: andp networks add NAME DIRECTORY"
+        raise NotFoundError(f"no network '{name}'; {known}")
+    return network
+
+
+def layers(session: Session, network: Network) -> Sequence[Layer]:
+    """Its layers, in order of computation."""
+    return session.scalars(sa.select(Layer).where(Layer.network_id == network.id).order_by(Layer.position)).all()
+
+
+def overview(engine: sa.Engine) -> list[dict[str, Any]]:
+    """One row per network."""
+    with db.reading(engine) as session:
+        rows = session.execute(
+            sa.select(
+                Network.name, Network.architecture, Network.sample_rate, Network.n_parameters,
+                sa.func.cardinality(Network.classes).label("classes"),
+                sa.select(sa.func.count()).where(Layer.network_id == Network.id).scalar_subquery().label("layers"),
+                sa.select(sa.func.sum(Layer.n_units))
+                .where(Layer.network_id == Network.id, Layer.is_default)
+                .scalar_subquery()
+                .label("neurons"),
+                Network.trained_on, Network.held_out_fold,
+                Network.extra["test_accuracy"].astext.cast(sa.Float).label("test_accuracy"),
+            ).order_by(Network.name)
+        )  # fmt: skip
+        return [dict(row._mapping) for row in rows]
+
+
+def describe(engine: sa.Engine, name: str) -> list[dict[str, Any]]:
+    """One row per layer of a network."""
+    with db.reading(engine) as session:
+        return [
+            {
+                "layer": layer.name, "block": layer.block, "kind": layer.kind, "units": layer.n_units,
+                "pooling": layer.pooling, "default": layer.is_default, "module": layer.module_path,
+            }
+            for layer in layers(session, find(session, name))
+        ]  # fmt: skip
+
+
+def drop(engine: sa.Engine, name: str) -> None:
+    """Forget a network that nothing was recorded of.
+
+    Raises
+    ------
+    ConflictError
+        It has recordings.
+    """
+    with db.transaction(engine) as session:
+        network = find(session, name)
+        recordings = session.scalars(sa.select(Recording.id).where(Recording.network_id == network.id)).all()
+        if recordings:
+            raise ConflictError(
+                f"'{name}' has recordings; drop them first: "
+                + "; ".join(f"andp recordings drop {recording}" for recording in recordings)
+            )
+        session.delete(network)
+
+
+def training_items(session: Session, dataset: str) -> list[tuple[Path, str, int]]:
+    """Path, label and fold of every live clip of a data set that has both."""
+    from and_platform.schema import Clip
+
+    rows = session.execute(
+        sa.select(Dataset.root, Clip.path, Clip.labels[1], Clip.fold)
+        .join(Clip, Clip.dataset_id == Dataset.id)
+        .where(Dataset.name == dataset, Clip.retired_at.is_(None), Clip.fold.is_not(None), Clip.labels != [])
+        .order_by(Clip.id)
+    ).all()
+    if not rows:
+        raise NotFoundError(f"the data set '{dataset}' has no clips with a label and a fold; see: andp datasets show {dataset}")
+    return [(Path(root) / path, label, fold) for root, path, label, fold in rows]

@@ -1,0 +1,334 @@
+"""Recording: a network's activations over a probing set, all chosen layers in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from and_platform import db
+from and_platform.backends import audio
+from and_platform.backends.base import Clip
+from and_platform.backends.networks.base import LoadedNetwork
+from and_platform.backends.networks.layers import LayerSpec
+from and_platform.config import settings
+from and_platform.core.exemplars import EXEMPLARS_KEPT
+from and_platform.errors import AudioError, ConflictError, NotFoundError
+from and_platform.schema import ActivationBlock, Dataset, Layer, Network, ProbingSet, ProbingSetClip, Recording
+from and_platform.schema import Clip as ClipRow
+from and_platform.services import activations, datasets, networks, provenance
+from and_platform.services.progress import SILENT, Progress
+from and_platform.services.provenance import RecipePlan
+
+_DECODERS = 4
+
+
+@dataclass
+class RecordReport:
+    """What a recording came to. Layer counts are of this call."""
+
+    recording_id: int
+    probing_set_id: int
+    layers_reused: int = 0
+    layers_recorded: int = 0
+    blocks_computed: int = 0
+    failed_clips: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Member:
+    position: int
+    clip_id: int
+    key: str
+    path: Path
+    sha256: str
+
+
+class _ClipsFailed(Exception):
+    """Clips that could not be read: the snapshot has to do without them."""
+
+    def __init__(self, failures: list[tuple[_Member, str]]) -> None:
+        super().__init__(f"{len(failures)} clips")
+        self.failures = failures
+
+
+def choose_layers(loaded: LoadedNetwork, globs: Sequence[str] | None, pooling: str | None) -> list[LayerSpec]:
+    """The layers named by patterns, or the default ones, with the pooling to use."""
+    from and_platform.backends.networks.base import with_pooling
+
+    chosen = loaded.select(globs) if globs else list(loaded.default_layers)
+    return with_pooling(chosen, pooling) if pooling else chosen
+
+
+def plan(loaded: LoadedNetwork, probing_set_sha256: str, pooling: str | None) -> RecipePlan:
+    """The recipe of a recording: weights, configuration, pooling, probing set. Not which layers: more may be added."""
+    default = sorted({layer.pooling for layer in loaded.layers if layer.kind != "head"})
+    return RecipePlan.of(
+        "record", loaded.recipe,
+        pooling=pooling or "+".join(default), dtype="float16", probing_set=probing_set_sha256, exemplars=EXEMPLARS_KEPT,
+    )  # fmt: skip
+
+
+def record(
+    engine: sa.Engine,
+    network: Network,
+    loaded: LoadedNetwork,
+    dataset: str,
+    *,
+    layers: Sequence[str] | None = None,
+    pooling: str | None = None,
+    progress: Progress = SILENT,
+    run_id: int | None = None,
+) -> RecordReport:
+    """Record what is missing, and complete the layers.
+
+    Killed at any point, the next call goes on: at most the block in work is lost. A clip that cannot be read is kept in
+    `failures`, and the recording is made on a snapshot without it.
+
+    Parameters
+    ----------
+    dataset
+        Name of the data set; its live clips are the probing set.
+    layers
+        Patterns on layer names; default: the paper's choice.
+    pooling
+        `first`, `mean` or `max`; default: each layer's own.
+
+    Raises
+    ------
+    NotFoundError
+        The data set has no clips.
+    ActivationError
+        Activations that cannot be stored, with layer, unit and clip.
+    """
+    specs = choose_layers(loaded, layers, pooling)
+    failed: list[str] = []
+    copied_from: tuple[int, int] | None = None
+    while True:
+        with db.transaction(engine) as session:
+            probing = datasets.snapshot(session, datasets.find(session, dataset).id)
+            if probing.n_clips == 0:
+                raise NotFoundError(f"the data set '{dataset}' has no usable clips; see: andp failures --dataset {dataset}")
+            recording_id = ensure_recording(session, network.id, probing.id, plan(loaded, probing.sha256, pooling))
+            if copied_from:
+                _copy_blocks(session, copied_from[0], recording_id, copied_from[1])
+        try:
+            report = _record(engine, network, loaded, recording_id, probing, specs, progress)
+        except _ClipsFailed as exc:
+            with db.transaction(engine) as session:
+                for member, reason in exc.failures:
+                    provenance.record_failure(
+                        session, stage="record", scope=f"dataset:{dataset}", unit=member.key, reason=reason,
+                        run_id=run_id, clip_id=member.clip_id,
+                    )  # fmt: skip
+            for member, reason in exc.failures:
+                progress.note(f"left out: {member.key}: {reason}")
+                failed.append(member.key)
+            copied_from = (recording_id, min(member.position for member, _ in exc.failures))
+            continue
+        report.failed_clips = failed
+        return report
+
+
+def ensure_recording(session: Session, network_id: int, probing_set_id: int, recipe: RecipePlan) -> int:
+    """The recording of this recipe, made with its partitions where it is new."""
+    recipe_id = provenance.recipe_id(session, recipe)
+    session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('make recording'), :id)"), {"id": recipe_id})
+    made = session.scalars(
+        insert(Recording)
+        .values(network_id=network_id, probing_set_id=probing_set_id, recipe_id=recipe_id)
+        .on_conflict_do_nothing(index_elements=["recipe_id"])
+        .returning(Recording.id)
+    ).one_or_none()
+    if made is not None:
+        activations.make_partitions(session, made)
+        return made
+    return session.scalars(sa.select(Recording.id).where(Recording.recipe_id == recipe_id)).one()
+
+
+def _record(
+    engine: sa.Engine,
+    network: Network,
+    loaded: LoadedNetwork,
+    recording_id: int,
+    probing: ProbingSet,
+    specs: Sequence[LayerSpec],
+    progress: Progress,
+) -> RecordReport:
+    n_clips = probing.n_clips
+    report = RecordReport(recording_id, probing.id)
+    with db.reading(engine) as session:
+        recording = session.get_one(Recording, recording_id)
+        by_name = {layer.name: layer for layer in networks.layers(session, network)}
+        unknown = [spec.name for spec in specs if spec.name not in by_name]
+        if unknown:
+            raise ConflictError(
+                f"the network '{network.name}' was added without the layers {', '.join(unknown[:3])}; "
+                "the library that loads it has changed: add it again under a new name"
+            )
+        done = activations.recorded(session, recording)
+        members = _members(session, probing.id)
+        missing = [spec for spec in specs if by_name[spec.name].id not in done]
+        report.layers_reused = len(specs) - len(missing)
+        work: dict[int, list[LayerSpec]] = {}
+        for block in range((n_clips + activations.BLOCK - 1) // activations.BLOCK if missing else 0):
+            ids = [by_name[spec.name].id for spec in missing]
+            todo = activations.missing_layers(session, recording_id, block, ids)
+            work[block] = [spec for spec in missing if by_name[spec.name].id in todo]
+
+    total = sum(activations.block_bounds(block, n_clips)[1] for block, todo in work.items() if todo)
+    with progress.stage("record activations", total, "clips") as advance:
+        for block, todo in work.items():
+            if todo:
+                first, n = activations.block_bounds(block, n_clips)
+                values = _compute(loaded, todo, members[first : first + n], advance)
+                with db.transaction(engine) as session:
+                    landed = {by_name[name].id: value for name, value in values.items()}
+                    activations.land(session, recording_id, block, n_clips, landed)
+                report.blocks_computed += 1
+            last = (block + 1) * activations.BLOCK
+            if last % activations.STRETCH == 0 or last >= n_clips:
+                stretch = activations.stretches(n_clips)[(last - 1) // activations.STRETCH]
+                _fold(engine, recording_id, [by_name[spec.name] for spec in missing], stretch)
+    with progress.stage("exemplars and statistics", len(missing), "layers") as advance:
+        for spec in missing:
+            with db.transaction(engine) as session:
+                activations.complete_layer(
+                    session, recording_id, by_name[spec.name], spec.pooling, n_clips,
+                    cubes=settings().materialise_cubes,
+                )  # fmt: skip
+            report.layers_recorded += 1
+            advance(1)
+    if missing:
+        _analyze(engine, recording_id)
+    return report
+
+
+def _fold(engine: sa.Engine, recording_id: int, layers: Sequence[Layer], stretch: activations.Stretch) -> None:
+    for layer in layers:
+        with db.transaction(engine) as session:
+            activations.fold(session, recording_id, layer, stretch)
+
+
+def _analyze(engine: sa.Engine, recording_id: int) -> None:
+    """The planner knows nothing of fresh partitions; autovacuum would come too late for the next stage."""
+    with db.transaction(engine) as session:
+        for table in activations.PARTITIONED:
+            session.execute(sa.text(f"ANALYZE {db.RUNTIME_PREFIX}{table}_{recording_id}"))
+
+
+def _compute(
+    loaded: LoadedNetwork, specs: Sequence[LayerSpec], members: Sequence[_Member], advance: object
+) -> dict[str, activations.Half]:
+    from and_platform.backends.networks.record import record_batches
+    from and_platform.services.devices import device
+
+    assert callable(advance)
+    parts: dict[str, list[activations.Half]] = {spec.name: [] for spec in specs}
+    clips = _decoded(members, loaded.rate)
+    for batch in record_batches(loaded, specs, clips, device=device(), batch_size=settings().batch_size):
+        for name, values in batch.items():
+            parts[name].append(values)
+        advance(len(next(iter(batch.values()))))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _decoded(members: Iterable[_Member], rate: int) -> Iterator[Clip]:
+    """Clips in order, a few decoded ahead of the network. Every unreadable clip of the stretch is found before raising."""
+    failures: list[tuple[_Member, str]] = []
+    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+        waiting = iter(members)
+        ahead = [(member, pool.submit(_load, member, rate)) for member in islice(waiting, 4 * _DECODERS)]
+        while ahead:
+            member, future = ahead.pop(0)
+            ahead += [(coming, pool.submit(_load, coming, rate)) for coming in islice(waiting, 1)]
+            try:
+                clip = future.result()
+            except AudioError as exc:
+                failures.append((member, str(exc)))
+                continue
+            if not failures:
+                yield clip
+    if failures:
+        raise _ClipsFailed(failures)
+
+
+def _load(member: _Member, rate: int) -> Clip:
+    decoded = audio.decode(member.path)
+    if decoded.sha256 != member.sha256:
+        raise AudioError("the file has changed since it was ingested; ingest the data set again")
+    return Clip(member.key, audio.resample(decoded.waveform, decoded.rate, rate), rate)
+
+
+def _members(session: Session, probing_set_id: int) -> list[_Member]:
+    rows = session.execute(
+        sa.select(ProbingSetClip.position, ClipRow.id, Dataset.root, ClipRow.path, ClipRow.sha256)
+        .join(ClipRow, ClipRow.id == ProbingSetClip.clip_id)
+        .join(Dataset, Dataset.id == ClipRow.dataset_id)
+        .where(ProbingSetClip.probing_set_id == probing_set_id)
+        .order_by(ProbingSetClip.position)
+    )
+    return [_Member(position, clip, path, Path(root) / path, sha256) for position, clip, root, path, sha256 in rows]
+
+
+def _copy_blocks(session: Session, source: int, target: int, first_changed: int) -> None:
+    """Blocks that lie before the first clip that is gone are the same in the new snapshot."""
+    columns = [column.name for column in ActivationBlock.__table__.columns if column.name != "recording_id"]
+    session.execute(
+        sa.text(
+            f"INSERT INTO activation_blocks (recording_id, {', '.join(columns)})"
+            f" SELECT :target, {', '.join(columns)} FROM activation_blocks"
+            " WHERE recording_id = :source AND first_clip + n_clips <= :changed ON CONFLICT DO NOTHING"
+        ),
+        {"target": target, "source": source, "changed": first_changed},
+    )
+
+
+def overview(engine: sa.Engine) -> list[dict[str, object]]:
+    """One row per recording, with its size on disk."""
+    with db.reading(engine) as session:
+        rows = session.execute(
+            sa.text(
+                "SELECT r.id AS recording, w.name AS network, s.name AS dataset, p.n_clips AS clips,"
+                " (SELECT count(*) FROM recorded_layers l WHERE l.recording_id = r.id) AS layers,"
+                " c.params ->> 'pooling' AS pooling, r.created_at,"
+                " round((SELECT sum(pg_total_relation_size(to_regclass(:prefix || t || '_' || r.id)))"
+                "        FROM unnest(CAST(:tables AS text[])) AS t) / 1e6, 1)::float AS size_mb"
+                " FROM recordings r JOIN networks w ON w.id = r.network_id"
+                " JOIN probing_sets p ON p.id = r.probing_set_id JOIN datasets s ON s.id = p.dataset_id"
+                " JOIN recipes c ON c.id = r.recipe_id ORDER BY r.id"
+            ),
+            {"prefix": db.RUNTIME_PREFIX, "tables": list(activations.PARTITIONED)},
+        )
+        return [dict(row._mapping) for row in rows]
+
+
+def drop(engine: sa.Engine, recording_id: int) -> None:
+    """Drop a recording and its activations.
+
+    Raises
+    ------
+    NotFoundError, ConflictError
+        There is none, or dissections read it.
+    """
+    from and_platform.schema import Dissection
+
+    with db.transaction(engine) as session:
+        recording = session.get(Recording, recording_id)
+        if recording is None:
+            raise NotFoundError(f"no recording {recording_id}; see: andp recordings list")
+        users = session.scalars(sa.select(Dissection.id).where(Dissection.recording_id == recording_id)).all()
+        if users:
+            raise ConflictError(
+                f"recording {recording_id} is read by dissections; drop them first: "
+                + "; ".join(f"andp dissections drop {user}" for user in users)
+            )
+        activations.drop_partitions(session, recording_id)
+        session.delete(recording)
