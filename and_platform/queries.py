@@ -66,3 +66,81 @@ def insert_neuron_terms(
         },
     )  # fmt: skip
     return int(result.rowcount)
+
+
+def search_summaries(
+    session: Session,
+    *,
+    text: str,
+    encoder: int,
+    vector: Any,
+    network: str | None,
+    dissection: int | None,
+    n: int,
+    depth: int = 200,
+) -> list[dict[str, Any]]:
+    """Neurons whose calibrated summary is near a text in meaning or contains its words, best first."""
+    return _dicts(
+        session, "search_summaries",
+        text=text, encoder=encoder, vector=vector, network=network, dissection=dissection, n=n, depth=depth,
+    )  # fmt: skip
+
+
+def neurons_for_concept(
+    session: Session,
+    *,
+    concept: str,
+    strategy: str,
+    network: str | None,
+    dissection: int | None,
+    words: str,
+    top: int,
+    layer: str | None,
+    n: int | None,
+) -> list[dict[str, Any]]:
+    """What the SQL function answers; `layer` is a LIKE pattern."""
+    return _dicts(
+        session, "neurons_for_concept",
+        concept=concept, strategy=strategy, network=network, dissection=dissection, words=words, top=top, layer=layer, n=n,
+    )  # fmt: skip
+
+
+def describe_neuron(session: Session, *, dissection: int, layer: str, unit: int) -> dict[str, Any] | None:
+    """The row of `neuron_descriptions` of one neuron, with its statistics; None where there is none."""
+    rows = _dicts(session, "describe_neuron", dissection=dissection, layer=layer, unit=unit)
+    return rows[0] if rows else None
+
+
+def neuron_exemplars(session: Session, *, dissection: int, recording: int, neuron: int, n: int) -> list[dict[str, Any]]:
+    """The n most and n least active clips of a neuron, with their captions."""
+    return _dicts(session, "neuron_exemplars", dissection=dissection, recording=recording, neuron=neuron, n=n)
+
+
+def neuron_points(session: Session, *, calibration: int) -> list[dict[str, Any]]:
+    """The points of a high summary, kept or dropped."""
+    return _dicts(session, "neuron_points", calibration=calibration)
+
+
+def neuron_matches(session: Session, *, dissection: int, neuron: int, n: int) -> list[dict[str, Any]]:
+    """The n best concepts of a neuron by every method and function."""
+    return _dicts(session, "neuron_matches", dissection=dissection, neuron=neuron, n=n)
+
+
+def neuron_terms_of(session: Session, *, dissection: int, neuron: int) -> list[dict[str, Any]]:
+    """The terms of a neuron's calibrated summary."""
+    return _dicts(session, "neuron_terms_of", dissection=dissection, neuron=neuron)
+
+
+def current_dissections(session: Session, *, network: str | None) -> list[dict[str, Any]]:
+    """The current dissections, the latest first."""
+    return _dicts(session, "current_dissections", network=network)
+
+
+def layer_table(session: Session, *, dissection: int) -> list[dict[str, Any]]:
+    """A dissection, layer by layer."""
+    return _dicts(session, "layer_table", dissection=dissection)
+
+
+def last_layer_names(session: Session, *, dissection: int, method: str, similarity: str) -> list[dict[str, Any]]:
+    """Class and best concepts of each unit of the head."""
+    return _dicts(session, "last_layer_names", dissection=dissection, method=method, similarity=similarity)

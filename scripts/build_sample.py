@@ -7,7 +7,7 @@ instrument notes played back through a soundfont synthesiser (fluidr3mono-gm-sou
 
 Clips that are cuts or renders of one recording share a group, and a group never crosses folds. For the
 soundfont the recording is the sample that it plays for a program, key and velocity, read from the soundfont's
-own tables; only notes for which exactly one sample sounds are used, and all notes of a clip play the same one.
+own tables; only notes for which exactly one sample sounds are used, and all notes of a clip play that one.
 
     python scripts/build_sample.py --cache ~/.cache/andp-sample
 
@@ -768,10 +768,10 @@ def credits_page(clips: Sequence[Clip], soundfont_terms: str) -> str:
     lines = [
         "# Where the sounds of the sample data set come from",
         "",
-        "Each clip keeps the licence of its recording; `manifest.csv` gives licence, author and source of each.",
+        "Each clip keeps the licence of its recording; `manifest.csv` gives them one by one.",
         "All recordings were changed: mixed to mono, resampled to 16 kHz, cut, padded or scaled down where",
         "needed, and encoded as Ogg Vorbis. Footsteps were placed one after the other; instrument notes were",
-        "rendered from recorded samples. The authors named here endorse neither the changes nor this project.",
+        "rendered from recorded samples. The authors named here endorse neither changes nor project.",
         "",
         *(f"- {name}: <{url}>" for name, url in LICENSE_URLS.items()),
         "- MIT: the terms of the soundfont stand at the end of this page",

@@ -81,7 +81,8 @@ def facets(sentences: Sequence[str]) -> Facets:
     -------
     int64 [len(sentences), 3]
         Two bit masks over `AXES`, one of the facets whose first side the sentence names and one of those
-        whose second, and a key of the numbers it names, 0 for none. A negated word ("not loud") counts for
+        whose second, and a key of the numbers it names, 0 for none;
+        keys of different calls cannot be compared. A negated word ("not loud") counts for
         the other side.
     """
     table = np.zeros((len(sentences), 3), dtype=np.int64)

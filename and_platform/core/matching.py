@@ -26,7 +26,7 @@ from and_platform.core.similarity import (
     check_match,
     top_columns,
 )
-from and_platform.core.threads import spread, spread_rows
+from and_platform.core.threads import one_thread_each, spread, spread_rows
 from and_platform.errors import InputError
 
 # Scores held at a time, in elements: 32 MB of float32.
@@ -125,23 +125,24 @@ class Matcher:
         InputError
             If the activations do not have N columns, or there are none.
         """
-        blocks = list(spread(self._block_results, self._blocks(activations)))
         results: dict[str, TopConcepts] = {}
-        for position, similarity in enumerate(self._similarities):
-            parts = [block[position] for block in blocks]
-            if similarity.needs_layer:
-                results[similarity.name] = self._best(similarity, tuple(map(torch.cat, zip(*parts, strict=True))))
-            else:
-                results[similarity.name] = TopConcepts(*map(np.concatenate, zip(*parts, strict=True)))
+        with one_thread_each() as n_threads:
+            blocks = list(spread(self._block_results, self._blocks(activations), n_threads))
+            for position, similarity in enumerate(self._similarities):
+                parts = zip(*(block[position] for block in blocks), strict=True)
+                if similarity.needs_layer:
+                    results[similarity.name] = self._best(similarity, tuple(map(torch.cat, parts)), n_threads)
+                else:
+                    results[similarity.name] = TopConcepts(*map(np.concatenate, parts))
         return results
 
-    def _block_results(self, activations: Tensor) -> list[Any]:
-        """The best concepts by each function; what is needed later of functions that need the whole layer."""
+    def _block_results(self, activations: Tensor) -> list[Features | TopConcepts]:
+        """By function: the best concepts, or the features where the function has to see the whole layer."""
         tile = Tile(activations, self._deepest)
+        features = [similarity.features(tile) for similarity in self._similarities]
         return [
-            features if similarity.needs_layer else self._best(similarity, features)
-            for similarity in self._similarities
-            for features in [similarity.features(tile)]
+            own if similarity.needs_layer else self._best(similarity, own, n_threads=1)
+            for similarity, own in zip(self._similarities, features, strict=True)
         ]
 
     def _blocks(self, activations: ArrayLike | Tensor | Iterator[ArrayLike]) -> Iterator[Tensor]:
@@ -161,30 +162,33 @@ class Matcher:
         if empty:
             raise InputError("no activations to match; record the layer first")
 
-    def _best(self, similarity: Similarity, features: Features) -> TopConcepts:
+    def _best(self, similarity: Similarity, features: Features, n_threads: int) -> TopConcepts:
         """Score neurons against all concepts, a block of concepts at a time, and keep the best."""
         prepared = self._prepared[similarity.name]
         n_neurons, n_concepts = len(features[0]), prepared[0].shape[1]
         width = max(1, min(n_concepts, _SCORE_BLOCK // max(1, n_neurons)))
-        concept = torch.empty(n_neurons, 0, dtype=torch.int32)
-        score = torch.empty(n_neurons, 0)
+        concept = torch.zeros(n_neurons, self.top, dtype=torch.int32)
+        score = torch.full((n_neurons, self.top), -torch.inf)
+        scores = torch.empty(n_neurons, width)
         for start in range(0, n_concepts, width):
             part: Prepared = tuple(tensor[:, start : start + width] for tensor in prepared)
-            scores = torch.empty(n_neurons, part[0].shape[1])
+            scores = scores[:, : part[0].shape[1]]
 
             def fill(rows: slice, part: Prepared = part, scores: Tensor = scores) -> None:
                 scores[rows] = similarity.score(tuple(feature[rows] for feature in features), part)
 
-            spread_rows(fill, n_neurons, self._block)
+            def keep(rows: slice, start: int = start, scores: Tensor = scores) -> None:
+                new = scores[rows].masked_fill(scores[rows].isnan(), -torch.inf)
+                chosen = top_columns(new, self.top).long()
+                # The best so far stand in front, so that among equals the first concept stays first.
+                concepts = torch.cat([concept[rows], chosen.int() + start], dim=1)
+                values = torch.cat([score[rows], new.gather(1, chosen)], dim=1)
+                chosen = top_columns(values, self.top).long()
+                concept[rows], score[rows] = concepts.gather(1, chosen), values.gather(1, chosen)
+
+            spread_rows(fill, n_neurons, self._block, n_threads)
             scores = similarity.settle(scores)
-            scores = scores.masked_fill_(scores.isnan(), -torch.inf)
-            chosen = top_columns(scores, self.top)
-            # The best so far stand in front, so that among equals the first concept stays first.
-            concept = torch.cat([concept, chosen + start], dim=1)
-            score = torch.cat([score, scores.gather(1, chosen.long())], dim=1)
-            if start:
-                chosen = top_columns(score, self.top).long()
-                concept, score = concept.gather(1, chosen), score.gather(1, chosen)
+            spread_rows(keep, n_neurons, self._block, n_threads)
         none = score == -torch.inf
         concept, score = concept.masked_fill(none, -1), score.masked_fill(none, torch.nan)
         return TopConcepts(concept.numpy(), score.numpy())

@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from and_platform.core.threads import spread_rows
 from and_platform.errors import InputError
 
 EPSILON = 1e-7
@@ -122,14 +121,12 @@ def top_columns(values: Tensor, k: int) -> Tensor:
     array = (values if half else values.float()).detach().numpy()
     out = np.empty((n_rows, k), np.int32)
 
-    def block(rows: slice) -> None:
+    for rows in _slices(n_rows, _BLOCK // max(1, n_columns)):
         keys = _sort_keys(array[rows])
         if k < n_columns:
             keys.partition(n_columns - k, axis=1)
         best = np.sort(keys[:, n_columns - k :], axis=1)[:, ::-1]
         out[rows] = n_columns - 1 - (best & (0xFFFF if half else 0xFFFFFFFF))
-
-    spread_rows(block, n_rows, max(1, _BLOCK // max(1, n_columns)))
     return torch.from_numpy(out)
 
 
@@ -148,12 +145,16 @@ def _sort_keys(values: NDArray[np.floating]) -> NDArray[np.signedinteger]:
     return order
 
 
-def _tiles(shape: tuple[int, int], elements: int) -> Iterator[tuple[slice, slice]]:
+def _slices(length: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, start + size) for start in range(0, length, size))
+
+
+def _tiles(n_neurons: int, n_concepts: int, elements: int) -> Iterator[tuple[slice, slice]]:
     """Cut J x M into tiles of about `elements`, concepts outermost so that their columns stay in cache."""
-    rows = max(1, elements // min(shape[1], _CONCEPT_BLOCK)) if shape[1] else 1
-    for column in range(0, shape[1], _CONCEPT_BLOCK):
-        for row in range(0, shape[0], rows):
-            yield slice(row, row + rows), slice(column, column + _CONCEPT_BLOCK)
+    for columns in _slices(n_concepts, _CONCEPT_BLOCK):
+        for rows in _slices(n_neurons, elements // min(n_concepts, _CONCEPT_BLOCK)):
+            yield rows, columns
 
 
 class Tile:
@@ -337,7 +338,7 @@ class Cos(Similarity):
             return features[0] @ match
         unit, index = features
         out = torch.empty(len(unit), match.shape[1])
-        for rows, columns in _tiles((len(unit), match.shape[1]), _BLOCK // unit.shape[1]):
+        for rows, columns in _tiles(len(out), out.shape[1], _BLOCK // unit.shape[1]):
             chosen = match[:, columns].index_select(0, index[rows].reshape(-1)).view(*index[rows].shape, -1)
             out[rows, columns] = torch.einsum("jk,jkm->jm", unit[rows], self._unit(chosen, 1))
         return out
@@ -453,7 +454,7 @@ class SoftWPMI(WPMI):
         k = index.shape[1]
         membership = self.first - torch.arange(k, dtype=torch.float32) / k * (self.first - self.last)
         out = torch.empty(len(index), lack.shape[1])
-        for rows, columns in _tiles((len(index), lack.shape[1]), _BLOCK // k):
+        for rows, columns in _tiles(len(out), out.shape[1], _BLOCK // k):
             chosen, block = index[rows], lack[:, columns]
             term = block.index_select(0, chosen.reshape(-1)).view(*chosen.shape, -1)
             # In place, and in this order: near a membership of 1 the rounding of each step shows.
@@ -531,11 +532,9 @@ class RankReorder(Similarity):
         dtype = np.int32 if n_clips << shift < 1 << 31 else np.int64
         ascending = descending[:, ::-1]
         source, target = (descending, ascending) if self.true_ranks else (ascending, descending)
-        for start in range(0, n_concepts, _CONCEPT_BLOCK):
-            columns = slice(start, start + _CONCEPT_BLOCK)
+        for columns in _slices(n_concepts, _CONCEPT_BLOCK):
             block_ranks = ranks[:, columns].T.astype(dtype, order="C") << shift
-
-            def block(rows: slice, columns: slice = columns, block_ranks: NDArray[Any] = block_ranks) -> None:
+            for rows in _slices(n_neurons, _BLOCK // (n * len(block_ranks))):
                 keys = block_ranks.take(index[rows], axis=1)  # concepts x neurons x n
                 keys |= np.arange(n, dtype=dtype)
                 keys.sort(axis=-1)
@@ -546,8 +545,6 @@ class RankReorder(Similarity):
                 np.abs(difference, out=difference)
                 square = difference * difference
                 out[rows, columns] = np.einsum("mjn,mjn->jm", square, difference) / n
-
-            spread_rows(block, n_neurons, max(1, _BLOCK // (n * len(block_ranks))))
         return torch.from_numpy(out)
 
 

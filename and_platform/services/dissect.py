@@ -399,8 +399,22 @@ def dissect(
         notes.append(caption.OFFLINE_CAPTIONS)
     open_failures = _complete(engine, plan, dissection_id, wanted)
     if run:
-        run.counts.update({report.stage: {"computed": report.computed, "seconds": round(report.seconds, 3)} for report in reports})
+        run.counts.update(_counts(plan, reports))
     return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, notes)
+
+
+def _counts(plan: Plan, reports: Sequence[StageReport]) -> dict[str, Any]:
+    """What a run keeps of its stages; `units` are clips or neurons, from which later runs estimate their time."""
+    neurons = sum(layer.n_units for layer in plan.layers)
+    counts: dict[str, Any] = {}
+    for report in reports:
+        share = min(report.computed / report.total, 1.0) if report.total else 0.0
+        units = share * (plan.probing.n_clips if report.stage in ("record", "caption") else neurons)
+        asks = report.stage == "icl" or (report.stage == "summarise" and plan.summarise.backend == "generative")
+        counts[f"{report.stage}:llm" if asks else report.stage] = {
+            "computed": report.computed, "units": round(units), "seconds": round(report.seconds, 3),
+        }  # fmt: skip
+    return counts
 
 
 def _match(

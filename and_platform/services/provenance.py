@@ -22,7 +22,7 @@ from and_platform import db
 from and_platform.backends.base import BackendRecipe
 from and_platform.schema import Failure, FinishedLayer, Recipe, Run
 
-_LIBRARIES = ("and-platform", "torch", "transformers", "numpy", "librosa", "sentence-transformers", "hanta", "pgvector")
+_LIBRARIES = ("and-platform", "torch", "transformers", "numpy", "sentence-transformers", "hanta", "pgvector")
 
 
 def canonical(value: Any) -> str:

@@ -44,11 +44,11 @@ def text_ids(session: Session, texts: Sequence[str]) -> dict[str, int]:
     if not missing:
         return ids
     session.execute(_LOCK)
-    ids |= dict(session.execute(_ADD, {"missing": missing}).tuples())
+    ids |= dict(session.execute(_ADD, {"missing": missing}).all())
     # Another session may have added some between the look-up and the lock.
     elsewhere = [text for text in missing if text not in ids]
     return ids | _find(session, elsewhere) if elsewhere else ids
 
 
 def _find(session: Session, texts: list[str]) -> dict[str, int]:
-    return dict(session.execute(_FIND, {"wanted": texts}).tuples())
+    return dict(session.execute(_FIND, {"wanted": texts}).all())

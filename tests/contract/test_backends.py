@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from and_platform.backends.base import (
     TextEncoder,
 )
 from and_platform.backends.captioners.audio_lm import AudioLMCaptioner
+from and_platform.backends.llms.vllm_inprocess import VllmLLM
 from and_platform.backends.registry import available, create
 from and_platform.errors import (
     AudioError,
@@ -31,6 +34,8 @@ from and_platform.errors import (
     MissingExtraError,
     WeightsMissingError,
 )
+
+pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter")
 
 TEXTS = [
     "a dog barks",
@@ -202,6 +207,39 @@ def test_transformers_uses_the_chat_template(llama_dir: Path) -> None:
     assert isinstance(answer, Generation)
     # begin, user, H, i, assistant
     assert answer.prompt_tokens == 5
+
+
+def test_vllm_gets_all_prompts_at_once(llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Engine:
+        """Stands in for vllm.LLM, which needs a torch of its own: repeats what it was asked, is silent at "b"."""
+
+        def __init__(self, **arguments: Any) -> None:
+            calls.append(arguments)
+
+        def chat(self, messages: list[Any], sampling: Any, use_tqdm: bool) -> list[Any]:
+            calls.append((messages, sampling))
+            texts = ["" if turns[-1]["content"] == "b" else turns[-1]["content"] for turns in messages]
+            answers = [SimpleNamespace(text=text, token_ids=[1, 2], finish_reason="stop") for text in texts]
+            return [SimpleNamespace(outputs=[answer], prompt_token_ids=[1, 2, 3]) for answer in answers]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=dict))
+    llm = VllmLLM(str(llama_dir), seed=4, max_model_len=64)
+    good, empty = llm.generate([Prompt("a", "Be brief."), Prompt("b")], max_tokens=5)
+    assert good == Generation("a", 3, 2, "stop")
+    assert isinstance(empty, GenerationError)
+    assert calls == [
+        {"model": str(llama_dir), "seed": 4, "max_model_len": 64},
+        (
+            [
+                [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}],
+                [{"role": "user", "content": "b"}],
+            ],
+            {"max_tokens": 5, "temperature": 1.0, "top_p": 1.0, "seed": 4},
+        ),
+    ]
+    assert llm.generate([], max_tokens=5) == []
 
 
 class TestCaptioners:

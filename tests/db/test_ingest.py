@@ -50,7 +50,7 @@ def clips(engine: sa.Engine, *, retired: bool = False) -> list[Clip]:
 def open_failures(engine: sa.Engine) -> dict[str, str]:
     with db.reading(engine) as session:
         rows = session.execute(sa.select(Failure.unit, Failure.reason).where(Failure.resolved_at.is_(None)))
-        return dict(rows.tuples())
+        return dict(rows.all())
 
 
 def figures(report: IngestReport) -> dict[str, int]:

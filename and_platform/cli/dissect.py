@@ -1,0 +1,166 @@
+"""`andp dissect`: the main job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from and_platform import db
+from and_platform.cli.main import bars
+from and_platform.cli.output import cell, console, messages, print_json, show_rows
+from and_platform.config import load_toml
+from and_platform.services import dissect as service
+from and_platform.services import estimates, provenance
+from and_platform.services.dissect import METHODS, STAGES, DissectReport, Options
+
+
+def _split(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that make an `Options`; what is not given stays None, so that a config file may give it."""
+    decorators = [
+        click.option("--dataset", help="Data set to probe with.  [default: sample]"),
+        click.option("--concepts", metavar="SET", help="Concept set.  [default: the data set's labels]"),
+        click.option("--layers", metavar="GLOB,…", callback=_split, help="Layers, e.g. 'b0*.ff_*,head'.  [default: the paper's]"),
+        click.option("--pooling", type=click.Choice(["first", "mean", "max"]), help="Pooling over time.  [default: the layer's]"),
+        click.option("-k", "--top-k", type=int, help="Exemplars a side that summaries are made of.  [default: 5]"),
+        click.option("-t", "--threshold", type=float, help="Cosine at which a low point removes a high one.  [default: 0.7]"),
+        click.option("--method", "methods", metavar="M,…", callback=_split, help=f"Closed-set methods: {', '.join(METHODS)}."),
+        click.option("--similarity", help="Similarity function that speaks.  [default: cos_cubed for db, soft_wpmi for tab]"),
+        click.option("--all-similarities", is_flag=True, default=None, help="All five functions for hidden layers too."),
+        click.option("--clips", type=int, help="Match hidden layers on that many most active clips only."),
+        click.option("--captioner", help="auto, source, describer, joined, file:PATH, audio-lm:DIRECTORY.  [default: auto]"),
+        click.option("--summariser", type=click.Choice(["extractive", "llm"]), help="Who summarises.  [default: the LLM, if set]"),
+        click.option("--llm", help="openai:MODEL@URL, transformers:DIRECTORY, vllm:MODEL, llamacpp."),
+        click.option("--judge", type=click.Choice(["anchor", "llm"]), help="Who judges adjectives.  [default: the LLM, if set]"),
+        click.option("--sentence-encoder", help="Encoder of sentences.  [default: minilm]"),
+        click.option("--text-encoder", help="Encoder of captions and concepts.  [default: minilm]"),
+        click.option("--audio-encoder", help="Encoder of sound and text, for tab, e.g. clap:DIRECTORY."),
+        click.option("--tagger", help="hanta or spacy.  [default: hanta]"),
+        click.option("--stages", metavar="S,…", callback=_split, help=f"Only these stages: {', '.join(STAGES)}."),
+    ]
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+@click.command("dissect")
+@click.argument("network")
+@options
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with a table [dissect].")
+@click.option("--dry-run", is_flag=True, help="Say what would be computed, and about how long it takes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
+@click.pass_context
+def command(ctx: click.Context, network: str, config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Dissect NETWORK: find out what each of its neurons responds to.
+
+    Records activations over a data set, captions the clips, matches neurons with concepts, summarises and calibrates
+    their exemplars' captions, and extracts open concepts. What is there already is reused; killed at any point, the same
+    command goes on.
+
+    \b
+    Examples:
+      andp dissect sample-ast
+      andp dissect ast --dataset esc50 --concepts audioset --layers "b11.*,head"
+      andp dissect ast --dataset esc50 --llm openai:my-model@http://localhost:8000/v1
+      andp dissect ast --config dissect.toml --dry-run
+    """
+    settled = _settle(config, given)
+    listener = bars(ctx)
+    engine = db.connect(tell=listener.note)
+    _ensure_shipped(engine, network, settled.dataset, listener)
+    if dry_run:
+        rows = estimates.estimate(engine, network, settled)
+        if as_json:
+            print_json(rows)
+        else:
+            show_rows(rows, "table", title=f"dissecting {network} on {settled.dataset} would")
+        return
+    with provenance.run(engine, "dissect", {"network": network, **{k: v for k, v in given.items() if v is not None}}) as run:
+        report = service.dissect(engine, network, settled, progress=listener, run=run)
+    if as_json:
+        print_json({"dissection": report.dissection_id, "stages": [vars(stage) for stage in report.stages],
+                    "failed_clips": report.failed_clips, "open_failures": report.open_failures})  # fmt: skip
+    else:
+        print_report(engine, network, report)
+
+
+def print_report(engine: Any, network: str, report: DissectReport) -> None:
+    """What was reused and computed, a table per layer, and where to look next."""
+    from and_platform import queries
+
+    out = console()
+    out.print(f"\n[bold]dissection {report.dissection_id} of {network}[/bold]")
+    for stage in report.stages:
+        reused = max(stage.total - stage.computed, 0) if stage.unit != "summaries" else None
+        told = f"{stage.computed:,} {stage.unit} computed" if stage.computed else "nothing to do"
+        if reused and stage.computed:
+            told += f", {reused:,} reused"
+        elif reused:
+            told = f"{reused:,} {stage.unit} reused"
+        out.print(f"  {stage.stage:<12}{told:<40}{stage.seconds:>7.1f} s", markup=False)
+    captioned, naming = report.captions
+    if naming:
+        out.print(
+            f"  {naming:,} of {captioned:,} captions contain the name of the clip's class: matches with class names are "
+            "partly circular for them (captions.names_label)",
+            markup=False,
+        )
+    with db.reading(engine) as session:
+        rows = queries.layer_table(session, dissection=report.dissection_id)
+    out.print()
+    show_rows(rows, "table")
+    for note in report.notes:
+        messages().print(f"note: {note}")
+    if report.failed_clips:
+        messages().print(f"{len(report.failed_clips)} clips could not be read and were left out; see: andp failures --stage record")
+    if report.open_failures:
+        messages().print(f"{report.open_failures} units failed; see: andp failures. The same command tries them again.")
+    out.print("\nwhere to look next")
+    neuron = _some_neuron(engine, report.dissection_id)
+    for line in (
+        f'andp neuron {network} "{neuron}"',
+        "andp neurons --concept WORD",
+        'andp sql "SELECT neuron, closed_db, calibrated_summary FROM current_neuron_descriptions LIMIT 10"',
+    ):
+        out.print(f"  {line}", markup=False)
+
+
+def _some_neuron(engine: Any, dissection: int) -> str:
+    """A neuron with much to show."""
+    import sqlalchemy as sa
+
+    with db.reading(engine) as session:
+        found = session.scalar(
+            sa.text(
+                "SELECT neuron FROM neuron_descriptions WHERE dissection_id = :id AND layer_kind <> 'head'"
+                " ORDER BY points_kept * coalesce(support, 0) DESC NULLS LAST, neuron_id LIMIT 1"
+            ),
+            {"id": dissection},
+        )
+    return cell(found) if found else "head#0"
+
+
+def _settle(config: Path | None, given: dict[str, Any]) -> Options:
+    """The config file's values, then those of the command line."""
+    values: dict[str, Any] = {}
+    if config is not None:
+        content = load_toml(config)
+        values = dict(content.get("dissect", content))
+    values |= {key: value for key, value in given.items() if value is not None}
+    return Options.from_mapping(values)
+
+
+def _ensure_shipped(engine: Any, network: str, dataset: str, listener: Any) -> None:
+    """The sample data set and network are there for whoever names them."""
+    from and_platform.services import networks, samples
+
+    if dataset == samples.DATASET:
+        samples.ensure_dataset(engine, listener)
+    if network == networks.SAMPLE:
+        networks.ensure_sample(engine)

@@ -1,0 +1,293 @@
+"""Asking: one neuron, neurons for a concept, search by text, SQL."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from pgvector import Vector
+from sqlalchemy.orm import Session
+
+from and_platform import db, queries
+from and_platform.errors import DatabaseError, IncompleteError, InputError, NotFoundError, QueryError
+
+STRATEGIES = ("open", "closed_db", "closed_tab", "closed_icl", "meaning")
+WORDS = ("any", "all", "phrase")
+
+_NEURON = re.compile(r"^(?P<layer>[^#]+)#(?P<unit>\d+)$")
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class NeuronReport:
+    """Everything known of one neuron in one dissection. See the views of the same names for the columns."""
+
+    description: dict[str, Any]
+    exemplars: Rows
+    points: Rows
+    matches: Rows
+    terms: Rows
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose_dissection(session: Session, network: str | None, dissection: int | None = None) -> int:
+    """The dissection that a question goes to: the one named, else the network's current one.
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    """
+    if dissection is not None:
+        there = session.scalar(sa.text("SELECT id FROM dissections WHERE id = :id"), {"id": dissection})
+        if there is None:
+            raise NotFoundError(f"no dissection {dissection}; see: andp dissections list")
+        return dissection
+    current = queries.current_dissections(session, network=network)
+    if not current:
+        whose = f"of '{network}' " if network else ""
+        raise NotFoundError(f"no complete dissection {whose}yet; run: andp dissect {network or 'NETWORK'}")
+    return int(current[0]["dissection_id"])
+
+
+def neuron(
+    engine: sa.Engine, network: str, name: str, *, dissection: int | None = None, exemplars: int | None = None
+) -> NeuronReport:
+    """Everything known of a neuron.
+
+    Parameters
+    ----------
+    name
+        `LAYER#UNIT`, e.g. `b03.ff_in#17`.
+    exemplars
+        Clips a side to show; default: the dissection's K.
+
+    Raises
+    ------
+    InputError
+        The name is not of that form.
+    NotFoundError
+        There is no such neuron in the dissection.
+    """
+    parts = _NEURON.match(name)
+    if parts is None:
+        raise InputError(f"'{name}' is no neuron; write LAYER#UNIT, e.g. b03.ff_in#17")
+    with db.reading(engine) as session:
+        chosen = choose_dissection(session, network, dissection)
+        found = queries.describe_neuron(session, dissection=chosen, layer=parts["layer"], unit=int(parts["unit"]))
+        if found is None or found["network"] != network:
+            layers = session.scalars(
+                sa.text(
+                    "SELECT l.name || '#0…' || l.n_units - 1 FROM dissected_layers d JOIN layers l ON l.id = d.layer_id"
+                    " WHERE d.dissection_id = :id ORDER BY l.position"
+                ),
+                {"id": chosen},
+            ).all()
+            raise NotFoundError(f"no neuron '{name}' of '{network}' in dissection {chosen}; there are: {', '.join(layers)}")
+        n = exemplars or session.scalars(sa.text("SELECT top_k FROM dissections WHERE id = :id"), {"id": chosen}).one()
+        return NeuronReport(
+            found,
+            queries.neuron_exemplars(
+                session, dissection=chosen, recording=found["recording_id"], neuron=found["neuron_id"], n=n
+            ),
+            queries.neuron_points(session, calibration=found["calibration_id"]) if found["calibration_id"] else [],
+            queries.neuron_matches(session, dissection=chosen, neuron=found["neuron_id"], n=3),
+            queries.neuron_terms_of(session, dissection=chosen, neuron=found["neuron_id"]),
+        )
+
+
+def neurons(
+    engine: sa.Engine,
+    concept: str,
+    *,
+    strategy: str = "open",
+    network: str | None = None,
+    dissection: int | None = None,
+    words: str = "any",
+    top: int = 3,
+    layer: str | None = None,
+    limit: int | None = 20,
+) -> Rows:
+    """The neurons that respond to a concept, best first.
+
+    Parameters
+    ----------
+    strategy
+        `open`: the summary's terms contain the concept's words; `closed_db`, `closed_tab`, `closed_icl`: the concept is
+        among the `top` of the neuron; `meaning`: nearest summaries by vector.
+    words
+        For `open`: `any` or `all` of the concept's content words, or the `phrase`.
+    layer
+        Pattern on layer names, e.g. `b03.*`.
+
+    Raises
+    ------
+    InputError
+        The strategy is unknown, or the concept is not in the concept set that was matched.
+    """
+    for what, value, known in (("strategy", strategy, STRATEGIES), ("value of words", words, WORDS)):
+        if value not in known:
+            raise InputError(f"no {what} '{value}'; choose from: {', '.join(known)}")
+    if not concept.strip():
+        raise InputError("the concept is empty; give a word or phrase")
+    if strategy == "meaning":
+        _embed_question(engine, concept, network, dissection)
+    with db.reading(engine) as session:
+        chosen = None if dissection is None and network is None else choose_dissection(session, network, dissection)
+        if chosen is None:
+            choose_dissection(session, None)
+        if strategy.startswith("closed_"):
+            _check_concept(session, concept, strategy.removeprefix("closed_"), network, chosen)
+        return queries.neurons_for_concept(
+            session, concept=concept, strategy=strategy, network=network, dissection=chosen, words=words, top=top,
+            layer=_like(layer), n=limit,
+        )  # fmt: skip
+
+
+def search(
+    engine: sa.Engine, text: str, *, network: str | None = None, dissection: int | None = None, limit: int = 10
+) -> Rows:
+    """Neurons whose summaries are near a text in meaning or contain its words, fused by reciprocal rank."""
+    if not text.strip():
+        raise InputError("there is nothing to search for; give a word or phrase")
+    encoder_id, vector = _embed_question(engine, text, network, dissection)
+    with db.reading(engine) as session:
+        choose_dissection(session, network, dissection)
+        return queries.search_summaries(
+            session, text=text, encoder=encoder_id, vector=Vector(vector), network=network, dissection=dissection, n=limit
+        )
+
+
+def sql(
+    engine: sa.Engine, query: str, *, write: bool = False, timeout: float = 60.0, limit: int | None = None
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The columns and rows of a query, in a read-only transaction unless `write`.
+
+    Parameters
+    ----------
+    timeout
+        Seconds after which the server cancels it; 0: never.
+    limit
+        The most rows to fetch.
+
+    Raises
+    ------
+    QueryError
+        The server's message, where it refuses the query.
+    """
+    # A connection of its own: the mode and the timeout are of the session, and must not go back to the pool.
+    with db.translated(), engine.connect() as pooled:
+        connection = pooled.connection.driver_connection
+        assert connection is not None
+        pooled.detach()
+        try:
+            connection.read_only = not write
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute("SELECT set_config('statement_timeout', %s, true)", (str(int(timeout * 1000)),))
+                cursor.execute(query)
+                if cursor.description is None:
+                    return ["rows_affected"], [(cursor.rowcount,)]
+                rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
+                return [column.name for column in cursor.description], list(rows)
+        except psycopg.errors.ReadOnlySqlTransaction as exc:
+            raise QueryError("that query writes; say so with --write (in Python: write=True)") from exc
+        except psycopg.errors.QueryCanceled as exc:
+            raise QueryError(f"cancelled after {timeout:g} s; ask for less, or raise --timeout") from exc
+        except (psycopg.errors.OperationalError, psycopg.InterfaceError) as exc:
+            raise DatabaseError(f"the connection broke: {exc}") from exc
+        except psycopg.Error as exc:
+            hint = f" ({exc.diag.message_hint})" if exc.diag.message_hint else ""
+            raise QueryError(f"{exc.diag.message_primary or exc}{hint}") from exc
+        finally:
+            connection.close()
+
+
+def activations(
+    engine: sa.Engine, network: str, layer: str, *, dataset: str | None = None
+) -> tuple[NDArray[Any], list[str], list[str | None]]:
+    """Recorded activations of a layer, float16 [units, clips], with the clips' paths and labels."""
+    from and_platform.services import networks
+    from and_platform.services.activations import read_layer
+
+    with db.reading(engine) as session:
+        net = networks.find(session, network)
+        rows = {row.name: row for row in networks.layers(session, net)}
+        if layer not in rows:
+            raise NotFoundError(f"'{network}' has no layer '{layer}'; see: andp networks show {network}")
+        recording = session.execute(
+            sa.text(
+                "SELECT r.id, r.probing_set_id, p.n_clips FROM recordings r JOIN probing_sets p ON p.id = r.probing_set_id"
+                " JOIN datasets d ON d.id = p.dataset_id"
+                " JOIN recorded_layers l ON l.recording_id = r.id AND l.layer_id = :layer"
+                " WHERE r.network_id = :network AND (CAST(:dataset AS text) IS NULL OR d.name = :dataset)"
+                " ORDER BY r.id DESC LIMIT 1"
+            ),
+            {"network": net.id, "dataset": dataset, "layer": rows[layer].id},
+        ).one_or_none()
+        if recording is None:
+            raise IncompleteError(f"layer {layer} of '{network}' has not been recorded; run: andp dissect {network}")
+        values = read_layer(session, recording.id, rows[layer], recording.n_clips)
+        clips = session.execute(
+            sa.text(
+                "SELECT c.path, c.labels[1] AS label FROM probing_set_clips m JOIN clips c ON c.id = m.clip_id"
+                " WHERE m.probing_set_id = :probing ORDER BY m.position"
+            ),
+            {"probing": recording.probing_set_id},
+        ).all()
+        return values, [clip.path for clip in clips], [clip.label for clip in clips]
+
+
+def _embed_question(engine: sa.Engine, text: str, network: str | None, dissection: int | None) -> tuple[int, Any]:
+    """The vector of a question, by the encoder of the summaries it is compared with; kept for SQL to find."""
+    from and_platform.backends import registry
+    from and_platform.services import embed
+    from and_platform.services.texts import text_ids
+
+    with db.reading(engine) as session:
+        chosen = choose_dissection(session, network, dissection)
+        spec = session.scalars(
+            sa.text("SELECT config ->> 'sentence_encoder' FROM dissections WHERE id = :id"), {"id": chosen}
+        ).one()
+    encoder = registry.create("encoder", spec or "minilm")
+    with db.transaction(engine) as session:
+        ids = text_ids(session, [text])
+    encoder_id = embed.embed_texts(engine, encoder, list(ids.values()))
+    with db.reading(engine) as session:
+        return encoder_id, embed.text_vectors(session, encoder_id, list(ids.values()))[0]
+
+
+def _check_concept(session: Session, concept: str, method: str, network: str | None, dissection: int | None) -> None:
+    """Tell apart a concept that no neuron has from one that was never asked about, and from a method never computed."""
+    from and_platform.core.names import normalise
+
+    chosen = choose_dissection(session, network, dissection)
+    row = session.execute(
+        sa.text(
+            "SELECT :method = ANY (d.methods) AS computed, s.name AS concept_set,"
+            " EXISTS (SELECT FROM concepts c WHERE c.concept_set_id = s.id AND c.name = :concept) AS known"
+            " FROM dissections d JOIN concept_sets s ON s.id = d.concept_set_id WHERE d.id = :id"
+        ),
+        {"method": method, "concept": normalise(concept), "id": chosen},
+    ).one()
+    if not row.computed:
+        raise IncompleteError(f"dissection {chosen} was made without the method {method}; give it a model and dissect again")
+    if not row.known:
+        raise InputError(
+            f"'{concept}' is not in the concept set '{row.concept_set}' that neurons were matched with; "
+            f"see: andp concepts show {row.concept_set}, or ask with --strategy open or meaning"
+        )
+
+
+def _like(glob: str | None) -> str | None:
+    """A shell pattern as a LIKE pattern."""
+    if glob is None:
+        return None
+    escaped = re.sub(r"([%_\\])", r"\\\1", glob)
+    return escaped.replace("*", "%").replace("?", "_")

@@ -1,0 +1,157 @@
+"""Dissections that have been made: listing, comparing, pinning, dropping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from and_platform import db, queries
+from and_platform.errors import NotFoundError
+from and_platform.schema import Dissection, DissectionRecipe, Recipe
+
+Rows = list[dict[str, Any]]
+
+# Tables whose rows belong to a recipe, in the order in which they may be emptied.
+_OWNED = ("neuron_terms", "calibrations", "summaries", "concept_matches", "finished_layers", "scorings")
+
+
+def overview(engine: sa.Engine) -> Rows:
+    """One row per dissection."""
+    with db.reading(engine) as session:
+        rows = session.execute(
+            sa.text(
+                "SELECT dissection_id AS id, network, dataset, concept_set, n_clips AS clips, n_layers AS layers, top_k,"
+                " methods, status, is_current AS current, pinned, completed_at FROM dissection_overview ORDER BY 1"
+            )
+        )
+        return [dict(row._mapping) for row in rows]
+
+
+def show(engine: sa.Engine, dissection: int) -> dict[str, Any]:
+    """What a dissection was made with, and what came out, layer by layer."""
+    with db.reading(engine) as session:
+        row = _find(session, dissection)
+        about = session.execute(
+            sa.text("SELECT * FROM dissection_overview WHERE dissection_id = :id"), {"id": row.id}
+        ).one()
+        recipes = [
+            {
+                "stage": stage, "recipe": recipe.id, "backend": recipe.backend, "revision": recipe.revision[:12],
+                "params": recipe.params, "speaks": speaks,
+            }
+            for stage, speaks, recipe in _recipes(session, row.id)
+        ]  # fmt: skip
+        return {
+            "dissection": dict(about._mapping),
+            "options": row.config,
+            "recipes": recipes,
+            "layers": queries.layer_table(session, dissection=row.id),
+        }
+
+
+def diff(engine: sa.Engine, left: int, right: int) -> dict[str, Any]:
+    """Where two dissections differ: in their recipes, and in what they say of the neurons that both cover."""
+    with db.reading(engine) as session:
+        a, b = _find(session, left), _find(session, right)
+        recipes_a = {stage: recipe for stage, _, recipe in _recipes(session, a.id)}
+        recipes_b = {stage: recipe for stage, _, recipe in _recipes(session, b.id)}
+        changed: Rows = []
+        for stage in sorted(recipes_a.keys() | recipes_b.keys()):
+            one, two = recipes_a.get(stage), recipes_b.get(stage)
+            if one is not None and two is not None and one.id == two.id:
+                continue
+            changed.append({"stage": stage, str(left): _told(one, two), str(right): _told(two, one)})
+        said = session.execute(
+            sa.text(
+                "SELECT count(*) AS neurons,"
+                " count(*) FILTER (WHERE x.closed_db IS DISTINCT FROM y.closed_db) AS other_closed_db,"
+                " count(*) FILTER (WHERE x.closed_tab IS DISTINCT FROM y.closed_tab) AS other_closed_tab,"
+                " count(*) FILTER (WHERE x.closed_icl IS DISTINCT FROM y.closed_icl) AS other_closed_icl,"
+                " count(*) FILTER (WHERE x.summary IS DISTINCT FROM y.summary) AS other_summary,"
+                " count(*) FILTER (WHERE x.calibrated_summary IS DISTINCT FROM y.calibrated_summary)"
+                "   AS other_calibrated_summary,"
+                " count(*) FILTER (WHERE x.open_concepts IS DISTINCT FROM y.open_concepts) AS other_open_concepts,"
+                " count(*) FILTER (WHERE x.exemplar_labels IS DISTINCT FROM y.exemplar_labels) AS other_exemplar_labels"
+                " FROM neuron_descriptions x JOIN neuron_descriptions y"
+                " ON y.network = x.network AND y.neuron = x.neuron AND y.dissection_id = :right"
+                " WHERE x.dissection_id = :left"
+            ),
+            {"left": left, "right": right},
+        ).one()
+        return {"left": left, "right": right, "recipes": changed, "neurons": dict(said._mapping)}
+
+
+def pin(engine: sa.Engine, dissection: int, *, pinned: bool = True) -> None:
+    """Make a dissection the current one of its network and data set, whatever comes later; or let go of it."""
+    with db.transaction(engine) as session:
+        row = _find(session, dissection)
+        session.execute(
+            sa.text(
+                "UPDATE dissections d SET pinned = false FROM probing_sets p, probing_sets q"
+                " WHERE p.id = d.probing_set_id AND q.id = :probing AND p.dataset_id = q.dataset_id"
+                " AND d.network_id = :network"
+            ),
+            {"probing": row.probing_set_id, "network": row.network_id},
+        )
+        session.execute(sa.update(Dissection).where(Dissection.id == row.id).values(pinned=pinned))
+
+
+def drop(engine: sa.Engine, dissection: int) -> int:
+    """Drop a dissection and the rows that no other dissection uses; its recording and captions stay.
+
+    Returns
+    -------
+    int
+        Number of rows that went.
+    """
+    with db.transaction(engine) as session:
+        row = _find(session, dissection)
+        only_here = session.scalars(
+            sa.text(
+                "SELECT k.recipe_id FROM dissection_recipes k JOIN recipes r ON r.id = k.recipe_id"
+                " WHERE k.dissection_id = :id AND r.stage IN ('score', 'match', 'summarise', 'calibrate', 'extract')"
+                " AND NOT EXISTS (SELECT FROM dissection_recipes o"
+                "   WHERE o.recipe_id = k.recipe_id AND o.dissection_id <> :id)"
+            ),
+            {"id": row.id},
+        ).all()
+        gone = 0
+        for table in _OWNED:
+            result = session.execute(sa.text(f"DELETE FROM {table} WHERE recipe_id = ANY (:ids)"), {"ids": list(only_here)})
+            gone += int(getattr(result, "rowcount", 0))
+        session.delete(row)
+        return gone
+
+
+def _find(session: Session, dissection: int) -> Dissection:
+    row = session.get(Dissection, dissection)
+    if row is None:
+        raise NotFoundError(f"no dissection {dissection}; see: andp dissections list")
+    return row
+
+
+def _recipes(session: Session, dissection: int) -> list[tuple[str, bool, Recipe]]:
+    rows = session.execute(
+        sa.select(DissectionRecipe.stage, DissectionRecipe.speaks, Recipe)
+        .join(Recipe, Recipe.id == DissectionRecipe.recipe_id)
+        .where(DissectionRecipe.dissection_id == dissection)
+        .order_by(DissectionRecipe.stage)
+    )
+    return [(stage, speaks, recipe) for stage, speaks, recipe in rows]
+
+
+def _told(one: Recipe | None, other: Recipe | None) -> str:
+    """What sets a recipe apart from another one."""
+    if one is None:
+        return "not computed"
+    if other is None:
+        return one.backend
+    told = {}
+    if one.backend != other.backend:
+        told["backend"] = one.backend
+    if one.revision != other.revision:
+        told["revision"] = one.revision[:12]
+    told |= {key: value for key, value in one.params.items() if other.params.get(key) != value}
+    return ", ".join(f"{key}={value}" for key, value in told.items()) or "follows from an earlier stage"
