@@ -21,7 +21,7 @@ from and_platform.errors import ConfigError
 class Settings(BaseSettings):
     """What a user can set from outside. Each field is `ANDP_<NAME>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="ANDP_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ANDP_", env_file=".env", env_ignore_empty=True, extra="ignore")
 
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("andp", appauthor=False)))
     """Folder of the embedded database and of downloads. Default: the user's data folder."""
@@ -37,6 +37,12 @@ class Settings(BaseSettings):
 
     statement_timeout: float = 0.0
     """Seconds after which a statement is cancelled; 0: never."""
+
+    broker_url: SecretStr | None = None
+    """Broker of the workers: `amqp://…`, `redis://…` or `pgmq://…`; unset: `pgmq://` in the database above."""
+
+    visibility_timeout: int = 3600
+    """Seconds after which an unfinished task goes to another worker; more than the longest task takes."""
 
     device: str = "auto"
     """Where models run: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`."""

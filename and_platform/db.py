@@ -5,7 +5,9 @@ All connections are psycopg 3, with pgvector's types registered. Driver errors a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -64,7 +66,7 @@ def database_url(config: Settings | None = None, tell: Callable[[str], None] | N
         raw = config.database_url.get_secret_value()
     try:
         url = make_url(raw)
-    except sa.exc.ArgumentError as exc:
+    except (sa.exc.ArgumentError, ValueError) as exc:  # ValueError: a port that is no number
         raise ConfigError("ANDP_DATABASE_URL is not a URL; give postgresql://user:password@host:5432/database") from exc
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise ConfigError(f"ANDP_DATABASE_URL names '{url.drivername}'; only postgresql:// is supported")
@@ -104,22 +106,43 @@ def translated() -> Iterator[None]:
     try:
         yield
     except sa.exc.OperationalError as exc:
-        raise _reach_error(str(exc.orig)) from exc
+        raise _server_error(exc.orig) from exc
     except psycopg.OperationalError as exc:
-        raise _reach_error(str(exc)) from exc
+        raise _server_error(exc) from exc
 
 
-def _reach_error(text: str) -> DatabaseError:
-    line = next((part.strip() for part in reversed(text.splitlines()) if part.strip()), "no answer")
-    if "password authentication failed" in text or "no password supplied" in text:
+def _server_error(exc: BaseException | None) -> DatabaseError:
+    """One line for what the server, or the attempt to reach it, came back with."""
+    text = str(exc)
+    state = getattr(exc, "sqlstate", None) or ""
+    if "password authentication failed" in text or "no password supplied" in text or _UNKNOWN_ROLE.search(text):
         return DatabaseUnreachableError("the database refuses the user or password in ANDP_DATABASE_URL; correct it")
-    if "does not exist" in text and "database" in text:
-        return DatabaseUnreachableError(f"{line}; create it with: createdb <name>")
-    if "No space left on device" in text:
+    if missing := _UNKNOWN_DATABASE.search(text):
+        name = missing.group(1)
+        return DatabaseUnreachableError(f'the server has no database "{name}"; create it with: createdb {name}')
+    if state == "53100" or "No space left on device" in text:
         return DatabaseError("the database's disk is full; free some space and run the same command again")
-    if "statement timeout" in text:
+    if state == "57014":
         return DatabaseError("the statement took longer than ANDP_STATEMENT_TIMEOUT; raise it, or ask for less")
-    return DatabaseUnreachableError(f"cannot reach the database: {line}; check ANDP_DATABASE_URL and that the server runs")
+    if state in ("40001", "40P01"):
+        return DatabaseError("another command wrote to the same rows at the same moment; run this one again")
+    if state and state[:2] not in _LOST:
+        return DatabaseError(f"the server could not do it: {text.splitlines()[0]}")
+    return DatabaseUnreachableError(
+        f"cannot reach the database: {_cause(text)}; check ANDP_DATABASE_URL and that the server runs"
+    )
+
+
+_UNKNOWN_ROLE = re.compile(r'role "[^"]*" does not exist')
+_UNKNOWN_DATABASE = re.compile(r'database "([^"]*)" does not exist')
+_LOST = ("08", "57")  # classes of SQLSTATE: connection exception, operator intervention (a shutdown, a killed server)
+
+
+def _cause(text: str) -> str:
+    """The telling line of libpq's several: the first with a reason; advice and attempts stand around it."""
+    lines = [line.strip(" \t-") for line in text.splitlines() if line.strip()]
+    line = next((line for line in lines if "failed:" in line or "error:" in line), lines[0] if lines else "no answer")
+    return line.removeprefix("connection failed: ").rstrip(".")
 
 
 @contextmanager
@@ -179,7 +202,9 @@ def check_server(engine: sa.Engine) -> None:
         if version is None or version < OLDEST_POSTGRES:
             raise DatabaseError(f"the server is Postgres {(version or 0) // 10000}; 15 or newer is needed")
         available = connection.scalar(
-            sa.text("SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'")
+            sa.text(
+                "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"
+            )
         )
     if available is None:
         raise ExtensionMissingError(
@@ -196,14 +221,19 @@ def upgrade(engine: sa.Engine, revision: str = "head") -> None:
     from alembic import command
 
     check_server(engine)
-    try:
-        command.upgrade(_alembic_config(engine.url), revision)
-    except DBAPIError as exc:
-        if "permission denied to create extension" in str(exc.orig):
-            raise ExtensionMissingError(
-                "this user may not create extensions; have a superuser run: CREATE EXTENSION vector"
-            ) from exc
-        raise
+    with _revisions_known(engine):
+        try:
+            command.upgrade(_alembic_config(engine.url), revision)
+        except DBAPIError as exc:
+            if "permission denied to create extension" in str(exc.orig):
+                raise ExtensionMissingError(
+                    "this user may not create extensions; have a superuser run: CREATE EXTENSION vector"
+                ) from exc
+            if isinstance(exc.orig, psycopg.errors.InsufficientPrivilege):
+                raise DatabaseError(
+                    f"this user may not make the schema: {exc.orig.diag.message_primary}; use the owner of the database"
+                ) from exc
+            raise
     engine.dispose()  # connections made before the extension do not know its types
 
 
@@ -211,8 +241,38 @@ def downgrade(engine: sa.Engine, revision: str) -> None:
     """Take the schema back to `revision` ("base": remove it)."""
     from alembic import command
 
-    command.downgrade(_alembic_config(engine.url), revision)
+    with _revisions_known(engine):
+        command.downgrade(_alembic_config(engine.url), revision)
     engine.dispose()
+
+
+_one_at_a_time = threading.Lock()  # Alembic keeps its state in the module: threads take turns, processes need not
+
+
+@contextmanager
+def _revisions_known(engine: sa.Engine) -> Iterator[None]:
+    """Alembic's complaints about revisions, and the driver's about the server, in our words."""
+    from alembic.util import CommandError
+
+    _check_known(schema_revision(engine))
+    try:
+        with _one_at_a_time, translated():
+            yield
+    except CommandError as exc:
+        raise SchemaVersionError(f"{exc}; the revisions are: {', '.join(sorted(_revisions()))}") from exc
+
+
+def _revisions() -> set[str]:
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+
+
+def _check_known(current: str | None) -> None:
+    if current is not None and current not in _revisions():
+        raise SchemaVersionError(
+            f"the schema is at {current}, which this program does not know; install a newer and-platform"
+        )
 
 
 def connect(config: Settings | None = None, tell: Callable[[str], None] | None = None) -> sa.Engine:
@@ -223,8 +283,6 @@ def connect(config: Settings | None = None, tell: Callable[[str], None] | None =
     SchemaVersionError
         If the schema is older (run `andp db upgrade`) or newer than this program.
     """
-    from alembic.script import ScriptDirectory
-
     config = config or settings()
     engine = make_engine(database_url(config, tell), config)
     current, newest = schema_revision(engine), newest_revision()
@@ -233,10 +291,8 @@ def connect(config: Settings | None = None, tell: Callable[[str], None] | None =
     if current is None:
         upgrade(engine)
         return engine
-    known = {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
-    if current in known:
-        raise SchemaVersionError(f"the schema is at {current}, this program needs {newest}; run: andp db upgrade")
-    raise SchemaVersionError(f"the schema is at {current}, which this program does not know; install a newer and-platform")
+    _check_known(current)
+    raise SchemaVersionError(f"the schema is at {current}, this program needs {newest}; run: andp db upgrade")
 
 
 def status(engine: sa.Engine, embedded: bool) -> DatabaseStatus:
@@ -284,8 +340,82 @@ def copy_rows(session: Session, table: str, columns: dict[str, str], rows: Itera
     return n
 
 
+_SCALARS = {"int2": ">i2", "int4": ">i4", "int8": ">i8", "float4": ">f4"}
+_ARRAYS = {"int4[]": (23, ">i4"), "float4[]": (700, ">f4")}  # with the server's number of the element type
+_VECTORS = {"halfvec": ">f2", "vector": ">f4"}
+_COPY_ROWS = 1 << 15
+
+
+def copy_columns(session: Session, table: str, columns: Mapping[str, tuple[str, Any]]) -> int:
+    """Binary COPY of whole columns, in the session's own transaction, without a loop over rows.
+
+    All rows take the same number of bytes, so that numpy lays out the wire format: 5 to 10 times the rate of `copy_rows`.
+
+    Parameters
+    ----------
+    columns
+        Column name -> (Postgres type, values). Scalars (int2, int4, int8, float4) take an array [rows] or one number;
+        arrays (int4[], float4[]) and vectors (halfvec, vector) an array [rows, width]; text one string for all rows.
+
+    Returns
+    -------
+    int
+        Number of rows written.
+    """
+    n_rows = max(len(values) for _, values in columns.values() if isinstance(values, np.ndarray))
+    fields: list[tuple[Any, ...]] = [("fields", ">i2")]
+    constants: dict[str, Any] = {"fields": len(columns)}
+    data: dict[str, Any] = {}
+    for name, (kind, values) in columns.items():
+        size, head = f"{name}:size", f"{name}:head"
+        fields.append((size, ">i4"))
+        if kind in _SCALARS:
+            fields.append((name, _SCALARS[kind]))
+            constants[size], data[name] = np.dtype(_SCALARS[kind]).itemsize, values
+        elif kind in _VECTORS:
+            width = values.shape[1]
+            fields += [(head, ">i2", 2), (name, _VECTORS[kind], width)]
+            constants[size] = 4 + width * np.dtype(_VECTORS[kind]).itemsize
+            constants[head], data[name] = (width, 0), values
+        elif kind in _ARRAYS:
+            number, item = _ARRAYS[kind]
+            width = values.shape[1]
+            fields += [(head, ">i4", 5), (name, [("size", ">i4"), ("value", item)], width)]
+            constants[size] = 20 + 8 * width
+            constants[head], data[name] = (1, 0, number, width, 1), values
+        else:
+            raw = str(values).encode()
+            fields.append((name, f"S{len(raw)}"))
+            constants[size], constants[name] = len(raw), raw
+    rows = np.zeros(min(n_rows, _COPY_ROWS), np.dtype(fields))
+    for name, value in constants.items():
+        rows[name] = value
+    connection = session.connection().connection.driver_connection
+    assert connection is not None
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN WITH (FORMAT BINARY)") as copy,
+    ):
+        copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+        for start in range(0, n_rows, _COPY_ROWS):
+            part = rows[: min(_COPY_ROWS, n_rows - start)]
+            for name, values in data.items():
+                of_part = values[start : start + len(part)] if isinstance(values, np.ndarray) else values
+                if columns[name][0] in _ARRAYS:
+                    part[name]["size"], part[name]["value"] = 4, of_part
+                else:
+                    part[name] = of_part
+            copy.write(part.tobytes())
+        copy.write(b"\xff\xff")
+    return n_rows
+
+
 def insert_new(
-    session: Session, table: str, columns: dict[str, str], rows: Iterable[Sequence[Any]], on_conflict: str = "DO NOTHING"
+    session: Session,
+    table: str,
+    columns: dict[str, str],
+    rows: Iterable[Sequence[Any]],
+    on_conflict: str = "DO NOTHING",
 ) -> int:
     """COPY into a temporary table, then insert what is not there yet: for units that may be done twice.
 

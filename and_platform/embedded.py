@@ -9,8 +9,10 @@ stale: `postmaster.pid` says what runs, a file lock lets one command start it, a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +32,8 @@ from and_platform.errors import EmbeddedServerError
 DATABASE = "andp"
 _SUPERUSER = "postgres"
 _SYSTEM_USER = "pgserver"  # Postgres refuses to run as root
+_FRESH = "postgres.new"
+_SOCKET = ".s.PGSQL.5432"
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 
 _SETTINGS = """\
@@ -88,19 +92,23 @@ class EmbeddedServer:
         """
         if self._running_pid() is not None and self._accepts():
             return self.url
-        self._make_home()
         try:
+            self.home.mkdir(parents=True, exist_ok=True)
             with FileLock(self.home / "postgres.lock", timeout=self.start_timeout, mode=0o666):
                 if not (self.data / "PG_VERSION").exists():
                     self._initialise()
                 if self._running_pid() is None:
                     self._start()
                 self._wait_until_ready(tell)
-                self._make_database()
         except Timeout as exc:
             raise EmbeddedServerError(
                 f"another command has been starting the database in {self.home} for {self.start_timeout:.0f} s; "
                 "wait for it, or stop it and run 'andp db stop'"
+            ) from exc
+        except OSError as exc:
+            raise EmbeddedServerError(
+                f"cannot keep a database in {self.home}: {exc.strerror or exc}; "
+                "set ANDP_HOME to a folder you may write to"
             ) from exc
         return self.url
 
@@ -124,10 +132,10 @@ class EmbeddedServer:
     @property
     def socket_dir(self) -> Path:
         """The data folder, or a short folder of its own where that path is too long for a socket."""
-        if len(os.fsencode(self.data / ".s.PGSQL.5432")) <= _LONGEST_SOCKET_PATH:
+        if len(os.fsencode(self.data / _SOCKET)) <= _LONGEST_SOCKET_PATH:
             return self.data
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"andp-{digest}"
+        return Path("/tmp") / f"andp-{digest}"  # not TMPDIR: the next command may have another
 
     @property
     def binaries(self) -> Path:
@@ -136,23 +144,16 @@ class EmbeddedServer:
 
     # ------------------------------------------------------------------ how
 
-    def _make_home(self) -> None:
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise EmbeddedServerError(
-                f"cannot make the folder {self.home}: {exc.strerror}; set ANDP_HOME to a folder you may write to"
-            ) from exc
-
     def _initialise(self) -> None:
         # Made in a fresh folder and moved into place: a cluster is either whole or absent, wherever this is killed.
-        if self.data.exists() and any(self.data.iterdir()):
+        if self.data.exists() and not (self.data.is_dir() and not any(self.data.iterdir())):
             raise EmbeddedServerError(
                 f"{self.data} holds something that is not a Postgres cluster; move it away, or set ANDP_HOME elsewhere"
             )
-        fresh = self.home / "postgres.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
+        for left in self.home.glob(f"{_FRESH}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        # A name of its own: a killed command may have left an initdb that still writes.
+        fresh = Path(tempfile.mkdtemp(prefix=_FRESH, dir=self.home))
         self._let_system_user_in(fresh)
         result = self._run(
             "initdb", "-D", str(fresh), "-U", _SUPERUSER, "--auth=trust", "--encoding=UTF8",
@@ -164,6 +165,11 @@ class EmbeddedServer:
             conf.write("include = 'andp.conf'\n")
         (fresh / "andp.conf").write_text(_SETTINGS)
         (fresh / "andp.conf").chmod(0o644)
+        result = self._run(
+            "postgres", "--single", "-D", str(fresh), "postgres", given=f'CREATE DATABASE "{DATABASE}"\n'
+        )
+        if result.returncode:
+            raise EmbeddedServerError(f"cannot make a database in {self.data}: {_last_lines(result.stderr)}")
         fresh.rename(self.data)
 
     def _let_system_user_in(self, folder: Path) -> None:
@@ -182,9 +188,11 @@ class EmbeddedServer:
 
     def _start(self) -> None:
         self._let_system_user_in(self.data)
-        pid_file = self.data / "postmaster.pid"
-        pid_file.unlink(missing_ok=True)  # nothing of ours runs: a pid that another process has now would block it
+        self._end_orphans()
         self.socket_dir.mkdir(mode=0o777, exist_ok=True)
+        # Nothing of ours runs: a pid in these that another process has now would keep the server from starting.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (self.socket_dir / f"{_SOCKET}.lock").unlink(missing_ok=True)
         if self.socket_dir != self.data:
             self._let_system_user_in(self.socket_dir)
         self.log.touch()
@@ -192,8 +200,22 @@ class EmbeddedServer:
         # -t 5 only bounds this call: a server that is still recovering goes on, and is waited for below.
         self._run(
             "pg_ctl", "-D", str(self.data), "-l", str(self.log), "-w", "-t", "5",
-            "-o", f"-k '{self.socket_dir}'", "start",
+            "-o", f"-k {shlex.quote(str(self.socket_dir))}", "start",
         )  # fmt: skip
+
+    def _end_orphans(self) -> None:
+        """End backends that outlived a killed server: while they hold its memory, no new one can start."""
+        orphans = [process for process in psutil.process_iter() if self._is_server_process(process)]
+        for process in orphans:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(orphans, timeout=10)
+
+    def _is_server_process(self, process: psutil.Process) -> bool:
+        try:
+            return process.name() == "postgres" and Path(process.cwd()) == self.data
+        except (OSError, psutil.Error):
+            return False
 
     def _wait_until_ready(self, tell: Callable[[str], None] | None) -> None:
         began = time.monotonic()
@@ -218,16 +240,6 @@ class EmbeddedServer:
         result = self._run("pg_isready", "-q", "-h", str(self.socket_dir), "-d", "postgres", "-U", _SUPERUSER)
         return result.returncode == 0
 
-    def _make_database(self) -> None:
-        import psycopg
-
-        with psycopg.connect(
-            host=str(self.socket_dir), user=_SUPERUSER, dbname="postgres", autocommit=True, connect_timeout=30
-        ) as connection:
-            there = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
-            if not there:
-                connection.execute(f'CREATE DATABASE "{DATABASE}"')
-
     def _running_pid(self) -> int | None:
         """The postmaster's pid if it is alive and really the server of this data folder."""
         try:
@@ -240,14 +252,14 @@ class EmbeddedServer:
         ours = any(Path(part) == self.data for part in command)
         return process.pid if alive and ours and "postgres" in Path(command[0]).name else None
 
-    def _run(self, program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    def _run(self, program: str, *args: str, given: str = "") -> subprocess.CompletedProcess[str]:
         command: Sequence[str] = (str(self.binaries / program), *args)
-        as_user = _SYSTEM_USER if os.geteuid() == 0 and program in ("initdb", "pg_ctl") else None
+        as_user = _SYSTEM_USER if os.geteuid() == 0 and program in ("initdb", "postgres", "pg_ctl") else None
         # pg_ctl's child keeps standard output open: a pipe would never end, a file does.
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             try:
                 code = subprocess.run(
-                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, user=as_user, group=as_user,
+                    command, input=given, text=True, stdout=out, stderr=err, user=as_user, group=as_user,
                     extra_groups=[] if as_user else None, cwd="/", start_new_session=program == "pg_ctl", check=False,
                 ).returncode  # fmt: skip
             except OSError as exc:

@@ -51,7 +51,10 @@ def untagged_points(
 
 def unjudged_adjectives(session: Session, *, judge_recipe: int, tag_recipe: int) -> list[tuple[int, str]]:
     """Id and word of every adjective that a tagger has found and a judge has not seen."""
-    return [(row.id, row.term) for row in _rows(session, "unjudged_adjectives", judge_recipe=judge_recipe, tag_recipe=tag_recipe)]
+    return [
+        (row.id, row.term)
+        for row in _rows(session, "unjudged_adjectives", judge_recipe=judge_recipe, tag_recipe=tag_recipe)
+    ]
 
 
 def insert_neuron_terms(

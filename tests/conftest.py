@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -19,6 +20,8 @@ from sqlalchemy.engine import URL, make_url
 from and_platform import db
 from and_platform.config import Settings, settings
 from and_platform.embedded import EmbeddedServer
+
+pytest_plugins = ["tests.checkpoints"]
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "andp_template"
@@ -63,9 +66,8 @@ def server_url(server_home: Path) -> URL:
     return admin
 
 
-@pytest.fixture
-def database_url(server_url: URL) -> Iterator[URL]:
-    """A database of the test's own, cloned from the template."""
+@contextmanager
+def _cloned(server_url: URL) -> Iterator[URL]:
     name = f"andp_test_{os.getpid()}_{next(_numbers)}"
     with _admin(server_url) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
@@ -75,11 +77,27 @@ def database_url(server_url: URL) -> Iterator[URL]:
 
 
 @pytest.fixture
+def database_url(server_url: URL) -> Iterator[URL]:
+    """A database of the test's own, cloned from the template."""
+    with _cloned(server_url) as url:
+        yield url
+
+
+@pytest.fixture
 def engine(database_url: URL) -> Iterator[sa.Engine]:
     """An engine on the test's own database."""
     engine = db.make_engine(database_url, Settings())
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def shared_engine(server_url: URL) -> Iterator[sa.Engine]:
+    """An engine on a database that the tests of a module share: for those that only read."""
+    with _cloned(server_url) as url:
+        engine = db.make_engine(url, Settings())
+        yield engine
+        engine.dispose()
 
 
 @pytest.fixture
@@ -97,12 +115,15 @@ def environment(database_url: URL, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def andp(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `andp ARGUMENTS` as a process; `check=False` to look at failures, `env={...}` for more variables."""
+    """Run `andp ARGUMENTS` as a process; `check=False` to look at failures, `env={...}` for more variables,
+    `given` for what is typed."""
 
-    def run(*arguments: str, check: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, check: bool = True, env: dict[str, str] | None = None, given: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
             [sys.executable, "-m", "and_platform.cli.main", *arguments],
-            env={**environment, **(env or {})}, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False,
+            env={**environment, **(env or {})}, input=given, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False,
         )  # fmt: skip
         if check and result.returncode:
             raise AssertionError(f"andp {' '.join(arguments)} → {result.returncode}\n{result.stdout}\n{result.stderr}")

@@ -10,6 +10,7 @@ and keyword options.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -60,7 +61,7 @@ def _openai() -> Callable[..., Any]:
         model, at, url = where.rpartition("@")
         if not at or not model:
             raise ConfigError(f"'openai:{where}' names no endpoint; write openai:MODEL@http://host:port/v1")
-        return OpenAILLM(model, url, **options)
+        return _call("openai", OpenAILLM, model, url, **options)
 
     return make
 
@@ -159,7 +160,7 @@ def create(role: str, spec: str, **options: Any) -> Any:
     if backend.extra and not backend.installed:
         raise MissingExtraError(backend.needs, backend.extra)
     factory = backend.load()
-    return factory(argument, **options) if argument else factory(**options)
+    return _call(name, factory, *((argument,) if argument else ()), **options)
 
 
 def available(role: str) -> list[BackendInfo]:
@@ -174,6 +175,15 @@ def available(role: str) -> list[BackendInfo]:
         BackendInfo(name, backend.installed, backend.extra, backend.description)
         for name, backend in sorted(_known(role).items())
     ]
+
+
+def _call(name: str, factory: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Make a backend; options that it does not have are the user's mistake, not a crash."""
+    try:
+        inspect.signature(factory).bind(*arguments, **options)
+    except TypeError as exc:
+        raise ConfigError(f"'{name}' does not take these options: {exc}") from exc
+    return factory(*arguments, **options)
 
 
 def _known(role: str) -> dict[str, _Backend]:

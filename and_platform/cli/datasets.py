@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def relocate(ctx: click.Context, name: str, root: Path) -> None:
         with db.transaction(engine) as session:
             report = datasets.relocate(session, name, root)
         run.counts |= {"clips": report.clips, "missing": report.missing, "different": len(report.different)}
-    out = messages().print
+    out = partial(messages().print, soft_wrap=True)
     out(f"{name}: {report.old} → {report.new}", markup=False)
     out(f"  {report.clips - report.missing:,} of {report.clips:,} files are there, {report.compared} compared")
     for path in report.missing_paths:

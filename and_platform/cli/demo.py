@@ -64,13 +64,12 @@ def command(ctx: click.Context) -> None:
     out.print(f"\n[bold]Which neurons are described as {_PHRASE}?[/bold]")
     _show(f'andp search "{_PHRASE}" --limit 3')
     hits = ask.search(engine, _PHRASE, network=network.name, limit=3)
-    show_rows(
-        [{"neuron": row["neuron"], "cosine": row["cosine"], "summary": row["calibrated_summary"].replace("\n", " ")} for row in hits],
-        "table",
-    )  # fmt: skip
+    for hit in hits:
+        hit["summary"] = hit["calibrated_summary"].replace("\n", " ")
+    show_rows([{key: hit[key] for key in ("neuron", "cosine", "summary")} for hit in hits], "table")
 
     out.print("\n[bold]What do they listen for, block by block?[/bold]")
-    _show(f"andp sql \"{' '.join(_SQL.split())}\"")
+    _show(f'andp sql "{" ".join(_SQL.split())}"')
     columns, answer = ask.sql(engine, _SQL)
     show_rows([dict(zip(columns, row, strict=True)) for row in answer], "table")
     messages().print(

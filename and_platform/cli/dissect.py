@@ -13,7 +13,7 @@ from and_platform.cli.main import bars
 from and_platform.cli.output import cell, console, messages, print_json, show_rows
 from and_platform.config import load_toml
 from and_platform.services import dissect as service
-from and_platform.services import estimates, provenance
+from and_platform.services import estimates, provenance, samples
 from and_platform.services.dissect import METHODS, STAGES, DissectReport, Options
 
 
@@ -26,18 +26,36 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
     decorators = [
         click.option("--dataset", help="Data set to probe with.  [default: sample]"),
         click.option("--concepts", metavar="SET", help="Concept set.  [default: the data set's labels]"),
-        click.option("--layers", metavar="GLOB,…", callback=_split, help="Layers, e.g. 'b0*.ff_*,head'.  [default: the paper's]"),
-        click.option("--pooling", type=click.Choice(["first", "mean", "max"]), help="Pooling over time.  [default: the layer's]"),
+        click.option(
+            "--layers", metavar="GLOB,…", callback=_split, help="Layers, e.g. 'b0*.ff_*,head'.  [default: the paper's]"
+        ),
+        click.option(
+            "--pooling", type=click.Choice(["first", "mean", "max"]), help="Pooling over time.  [default: the layer's]"
+        ),
         click.option("-k", "--top-k", type=int, help="Exemplars a side that summaries are made of.  [default: 5]"),
-        click.option("-t", "--threshold", type=float, help="Cosine at which a low point removes a high one.  [default: 0.7]"),
-        click.option("--method", "methods", metavar="M,…", callback=_split, help=f"Closed-set methods: {', '.join(METHODS)}."),
-        click.option("--similarity", help="Similarity function that speaks.  [default: cos_cubed for db, soft_wpmi for tab]"),
-        click.option("--all-similarities", is_flag=True, default=None, help="All five functions for hidden layers too."),
+        click.option(
+            "-t", "--threshold", type=float, help="Cosine at which a low point removes a high one.  [default: 0.7]"
+        ),
+        click.option(
+            "--method", "methods", metavar="M,…", callback=_split, help=f"Closed-set methods: {', '.join(METHODS)}."
+        ),
+        click.option(
+            "--similarity", help="Similarity function that speaks.  [default: cos_cubed for db, soft_wpmi for tab]"
+        ),
+        click.option(
+            "--all-similarities", is_flag=True, default=None, help="All five functions for hidden layers too."
+        ),
         click.option("--clips", type=int, help="Match hidden layers on that many most active clips only."),
-        click.option("--captioner", help="auto, source, describer, joined, file:PATH, audio-lm:DIRECTORY.  [default: auto]"),
-        click.option("--summariser", type=click.Choice(["extractive", "llm"]), help="Who summarises.  [default: the LLM, if set]"),
+        click.option(
+            "--captioner", help="auto, source, describer, joined, file:PATH, audio-lm:DIRECTORY.  [default: auto]"
+        ),
+        click.option(
+            "--summariser", type=click.Choice(["extractive", "llm"]), help="Who summarises.  [default: the LLM, if set]"
+        ),
         click.option("--llm", help="openai:MODEL@URL, transformers:DIRECTORY, vllm:MODEL, llamacpp."),
-        click.option("--judge", type=click.Choice(["anchor", "llm"]), help="Who judges adjectives.  [default: the LLM, if set]"),
+        click.option(
+            "--judge", type=click.Choice(["anchor", "llm"]), help="Who judges adjectives.  [default: the LLM, if set]"
+        ),
         click.option("--sentence-encoder", help="Encoder of sentences.  [default: minilm]"),
         click.option("--text-encoder", help="Encoder of captions and concepts.  [default: minilm]"),
         click.option("--audio-encoder", help="Encoder of sound and text, for tab, e.g. clap:DIRECTORY."),
@@ -52,11 +70,15 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("dissect")
 @click.argument("network")
 @options
-@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with a table [dissect].")
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with a table [dissect]."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be computed, and about how long it takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @click.pass_context
-def command(ctx: click.Context, network: str, config: Path | None, dry_run: bool, as_json: bool, **given: Any) -> None:
+def command(
+    ctx: click.Context, /, network: str, config: Path | None, dry_run: bool, as_json: bool, **given: Any
+) -> None:
     """Dissect NETWORK: find out what each of its neurons responds to.
 
     Records activations over a data set, captions the clips, matches neurons with concepts, summarises and calibrates
@@ -73,7 +95,7 @@ def command(ctx: click.Context, network: str, config: Path | None, dry_run: bool
     settled = _settle(config, given)
     listener = bars(ctx)
     engine = db.connect(tell=listener.note)
-    _ensure_shipped(engine, network, settled.dataset, listener)
+    samples.ensure(engine, network, settled.dataset, listener)
     if dry_run:
         rows = estimates.estimate(engine, network, settled)
         if as_json:
@@ -81,7 +103,9 @@ def command(ctx: click.Context, network: str, config: Path | None, dry_run: bool
         else:
             show_rows(rows, "table", title=f"dissecting {network} on {settled.dataset} would")
         return
-    with provenance.run(engine, "dissect", {"network": network, **{k: v for k, v in given.items() if v is not None}}) as run:
+    with provenance.run(
+        engine, "dissect", {"network": network, **{k: v for k, v in given.items() if v is not None}}
+    ) as run:
         report = service.dissect(engine, network, settled, progress=listener, run=run)
     if as_json:
         print_json({"dissection": report.dissection_id, "stages": [vars(stage) for stage in report.stages],
@@ -115,10 +139,10 @@ def print_report(engine: Any, network: str, report: DissectReport) -> None:
         rows = queries.layer_table(session, dissection=report.dissection_id)
     out.print()
     show_rows(rows, "table")
-    for note in report.notes:
-        messages().print(f"note: {note}")
     if report.failed_clips:
-        messages().print(f"{len(report.failed_clips)} clips could not be read and were left out; see: andp failures --stage record")
+        messages().print(
+            f"{len(report.failed_clips)} clips could not be read and were left out; see: andp failures --stage record"
+        )
     if report.open_failures:
         messages().print(f"{report.open_failures} units failed; see: andp failures. The same command tries them again.")
     out.print("\nwhere to look next")
@@ -154,13 +178,3 @@ def _settle(config: Path | None, given: dict[str, Any]) -> Options:
         values = dict(content.get("dissect", content))
     values |= {key: value for key, value in given.items() if value is not None}
     return Options.from_mapping(values)
-
-
-def _ensure_shipped(engine: Any, network: str, dataset: str, listener: Any) -> None:
-    """The sample data set and network are there for whoever names them."""
-    from and_platform.services import networks, samples
-
-    if dataset == samples.DATASET:
-        samples.ensure_dataset(engine, listener)
-    if network == networks.SAMPLE:
-        networks.ensure_sample(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,7 +154,7 @@ def _ingest(ctx: click.Context, source: Source, options: dict[str, Any]) -> None
 
 def _show(report: IngestReport) -> None:
     """The closing summary: a line of counts, then everything that did not go smoothly, with its reason."""
-    out = messages().print
+    out = partial(messages().print, soft_wrap=True)
     out(
         f"{report.name}: {report.usable:,} clips ({_duration(report.audio_s)}) from {report.root} "
         f"in {report.seconds:.1f} s", markup=False,
@@ -171,7 +172,7 @@ def _show(report: IngestReport) -> None:
 def _list(what: str, total: int, lines: list[str]) -> None:
     if not total:
         return
-    out = messages().print
+    out = partial(messages().print, soft_wrap=True)
     out(f"{what}: {total:,}")
     for line in lines[:10]:
         out(f"  {line}", markup=False)

@@ -120,7 +120,9 @@ def train(
     engine = db.connect(tell=listener.note)
     options = {key: value for key, value in (("seed", seed), ("epochs", epochs)) if value is not None}
     config = TrainConfig(**options)
-    with provenance.run(engine, "networks train", {"dataset": dataset, "held_out_fold": held_out_fold, **options}) as run:
+    with provenance.run(
+        engine, "networks train", {"dataset": dataset, "held_out_fold": held_out_fold, **options}
+    ) as run:
         with db.reading(engine) as session:
             clips = networks.training_items(session, dataset)
         items = []

@@ -40,7 +40,9 @@ def command(
 def _print(found: ask.NeuronReport) -> None:
     out, about = console(), found.description
     out.print(f"[bold]{about['network']}  {about['neuron']}[/bold]", end="")
-    out.print(f"   {about['layer_kind']}, data set {about['dataset']}, dissection {about['dissection_id']}", markup=False)
+    out.print(
+        f"   {about['layer_kind']}, data set {about['dataset']}, dissection {about['dissection_id']}", markup=False
+    )
     if about["class_name"]:
         out.print(f"class            {about['class_name']}", markup=False)
     if about["mean"] is not None:
@@ -57,10 +59,12 @@ def _print(found: ask.NeuronReport) -> None:
         out.print(f"{name:<17}{', '.join(best) or 'not computed'}", markup=False)
     out.print(f"open concepts    {cell(about['open_concepts'])}", markup=False)
     support = f", support {about['support']:.0%}" if about["support"] is not None else ""
-    out.print(f"\n[bold]summary[/bold]   {about['points_kept'] or 0} points kept, {about['points_dropped'] or 0} dropped{support}")
+    out.print(
+        f"\n[bold]summary[/bold]   {about['points_kept'] or 0} points kept, {about['points_dropped'] or 0} dropped{support}"
+    )
     for point in found.points:
         if point["kept"]:
-            out.print(f"  + {escape(point['point'])}  [dim]{point['support']} captions say it[/dim]")
+            out.print(f"  + {escape(point['point'])}  [dim]said by {point['support']} captions[/dim]")
         else:
             out.print(
                 f"  [dim]− {escape(point['point'])}  said of the lowest clips too "
@@ -70,6 +74,8 @@ def _print(found: ask.NeuronReport) -> None:
         out.print(f"\n[bold]{title}[/bold]")
         for row in found.exemplars:
             if row["side"] == side:
-                out.print(f"  {row['activation']:>9.3g}  [bold]{escape(row['label'] or '–'):<18}[/bold] {escape(row['path'])}")
+                out.print(
+                    f"  {row['activation']:>9.3g}  [bold]{escape(row['label'] or '–'):<18}[/bold] {escape(row['path'])}"
+                )
                 if row["caption"]:
                     out.print(f"             [dim]{escape(row['caption'])}[/dim]")

@@ -17,8 +17,12 @@ from and_platform.services import ask
     help="open: its words are in the neuron's summary; closed_*: it is among the neuron's best concepts; "
     "meaning: the nearest summaries by vector.",
 )  # fmt: skip
-@click.option("--words", type=click.Choice(ask.WORDS), default="any", show_default=True, help="For open: which of its words.")
-@click.option("--top", type=click.IntRange(1, 10), default=3, show_default=True, help="For closed_*: rank it must reach.")
+@click.option(
+    "--words", type=click.Choice(ask.WORDS), default="any", show_default=True, help="For open: which of its words."
+)
+@click.option(
+    "--top", type=click.IntRange(1, 10), default=3, show_default=True, help="For closed_*: rank it must reach."
+)
 @click.option("--network", help="Only this network.")
 @click.option("--dissection", type=int, help="A dissection; default: the current ones.")
 @click.option("--layer", metavar="GLOB", help="Only layers of this pattern, e.g. 'b03.*'.")

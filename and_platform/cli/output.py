@@ -32,15 +32,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 FORMATS = ("table", "json", "csv")
 
+_PIPED_WIDTH = 220
+"""Columns where nothing tells the width: a line of a table stays a line in a file."""
+
 
 def console() -> Console:
     """Standard output, for results."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def messages() -> Console:
     """Standard error, for everything that is not a result."""
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
 
 
 def format_options(command: Command) -> Command:
@@ -52,7 +55,9 @@ def format_options(command: Command) -> Command:
     return click.option("--table", "output_format", flag_value="table", default="table", hidden=True)(command)
 
 
-def show_rows(rows: Sequence[Row], output_format: str, *, title: str | None = None, empty: str = "nothing found") -> None:
+def show_rows(
+    rows: Sequence[Row], output_format: str, *, title: str | None = None, empty: str = "nothing found"
+) -> None:
     """Print rows in the format asked for. JSON and CSV go to standard output alone."""
     if output_format == "json":
         print_json(list(rows))
@@ -61,7 +66,9 @@ def show_rows(rows: Sequence[Row], output_format: str, *, title: str | None = No
     elif not rows:
         messages().print(empty)
     else:
-        table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+        table = Table(
+            title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+        )
         numeric = {name: all(isinstance(row[name], int | float | None) for row in rows) for name in rows[0]}
         for name in rows[0]:
             table.add_column(name.replace("_", " "), justify="right" if numeric[name] else "left", overflow="fold")
@@ -77,12 +84,12 @@ def cell(value: Any) -> str:
             return "–"
         case bool():
             return "yes" if value else "no"
-        case datetime():
-            return f"{value:%Y-%m-%d %H:%M:%S}"
         case float():
             return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
         case list() | tuple():
             return ", ".join(cell(item) for item in value)
+        case datetime():
+            return value.strftime("%Y-%m-%d %H:%M")
         case dict():
             return json.dumps(value, ensure_ascii=False, default=str)
         case _:

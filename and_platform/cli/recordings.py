@@ -21,7 +21,9 @@ def command() -> None:
 def list_(ctx: click.Context, output_format: str) -> None:
     """List the recordings, with their size on disk."""
     show_rows(
-        record.overview(db.connect(tell=bars(ctx).note)), output_format, empty="no recordings yet; run: andp dissect NETWORK"
+        record.overview(db.connect(tell=bars(ctx).note)),
+        output_format,
+        empty="no recordings yet; run: andp dissect NETWORK",
     )
 
 

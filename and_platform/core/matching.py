@@ -85,7 +85,7 @@ class Matcher:
         valid: ArrayLike | None = None,
         clips: int | None = None,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
-        block: int = 1024,
+        block: int = 512,
     ) -> None:
         if unknown := {*similarities, *(parameters or {})} - SIMILARITIES.keys():
             raise InputError(
@@ -139,11 +139,13 @@ class Matcher:
     def _block_results(self, activations: Tensor) -> list[Features | TopConcepts]:
         """By function: the best concepts, or the features where the function has to see the whole layer."""
         tile = Tile(activations, self._deepest)
-        features = [similarity.features(tile) for similarity in self._similarities]
-        return [
-            own if similarity.needs_layer else self._best(similarity, own, n_threads=1)
-            for similarity, own in zip(self._similarities, features, strict=True)
-        ]
+        results: list[Features | TopConcepts] = []
+        for similarity in self._similarities:
+            features = similarity.features(tile)
+            results.append(
+                features if similarity.needs_layer else self._best(similarity, features, n_threads=1)
+            )
+        return results
 
     def _blocks(self, activations: ArrayLike | Tensor | Iterator[ArrayLike]) -> Iterator[Tensor]:
         tiles: Iterable[Any] = activations if isinstance(activations, Iterator) else [activations]
@@ -177,6 +179,9 @@ class Matcher:
             def fill(rows: slice, part: Prepared = part, scores: Tensor = scores) -> None:
                 scores[rows] = similarity.score(tuple(feature[rows] for feature in features), part)
 
+            spread_rows(fill, n_neurons, self._block, n_threads)
+            scores = similarity.settle(scores)
+
             def keep(rows: slice, start: int = start, scores: Tensor = scores) -> None:
                 new = scores[rows].masked_fill(scores[rows].isnan(), -torch.inf)
                 chosen = top_columns(new, self.top).long()
@@ -186,8 +191,6 @@ class Matcher:
                 chosen = top_columns(values, self.top).long()
                 concept[rows], score[rows] = concepts.gather(1, chosen), values.gather(1, chosen)
 
-            spread_rows(fill, n_neurons, self._block, n_threads)
-            scores = similarity.settle(scores)
             spread_rows(keep, n_neurons, self._block, n_threads)
         none = score == -torch.inf
         concept, score = concept.masked_fill(none, -1), score.masked_fill(none, torch.nan)

@@ -290,9 +290,9 @@ class Similarity(ABC):
 def check_match(match: Tensor) -> Tensor:
     """Return clip-concept scores [N, M] as float32, or raise `InputError` if they cannot be used."""
     match = torch.as_tensor(match).float()
-    if match.ndim != 2 or match.shape[0] == 0:
+    if match.ndim != 2 or match.numel() == 0:
         raise InputError(
-            f"clip-concept scores of shape {tuple(match.shape)}; give clips x concepts, at least one clip"
+            f"clip-concept scores of shape {tuple(match.shape)}; give clips x concepts, one of each at least"
         )
     if not match.isfinite().all():
         raise InputError("clip-concept scores that are not finite; mask the clips that have none")

@@ -19,7 +19,9 @@ class Dataset(Base):
     id: Mapped[int] = identity("Surrogate key.")
     name: Mapped[str] = mapped_column(unique=True, comment="What users call it.")
     root: Mapped[str] = mapped_column(comment="Absolute path of the folder; clips' paths are relative to it.")
-    kind: Mapped[str] = mapped_column(comment="How it was ingested: folder, manifest, esc50, urbansound8k, gtzan, sample.")
+    kind: Mapped[str] = mapped_column(
+        comment="How it was ingested: folder, manifest, esc50, urbansound8k, gtzan, sample."
+    )
     extra: Mapped[Json] = mapped_column(server_default="{}", comment="Anything else that is known of it.")
     created_at: Mapped[Timestamp] = mapped_column(comment="When it was first ingested.")
 
@@ -46,7 +48,9 @@ class Clip(Base):
     sample_rate: Mapped[int] = mapped_column(sa.Integer, comment="Sampling rate of the file, Hz.")
     channels: Mapped[int] = mapped_column(sa.Integer, comment="Channels of the file.")
     duration_s: Mapped[float] = mapped_column(comment="Duration, seconds.")
-    mean_abs_amplitude: Mapped[float] = mapped_column(comment="Mean absolute amplitude of the mono mix, full scale = 1.")
+    mean_abs_amplitude: Mapped[float] = mapped_column(
+        comment="Mean absolute amplitude of the mono mix, full scale = 1."
+    )
     rms: Mapped[float] = mapped_column(comment="Root mean square of the mono mix, full scale = 1.")
     peak: Mapped[float] = mapped_column(comment="Largest absolute sample of the mono mix.")
     median_frequency_hz: Mapped[float | None] = mapped_column(
@@ -167,7 +171,6 @@ class Encoder(Base):
     name: Mapped[str] = mapped_column(comment="What users call it.")
     dim: Mapped[int] = mapped_column(sa.Integer, comment="Dimension of its vectors.")
     scale: Mapped[float] = mapped_column(comment="Factor on the cosine before a softmax over concepts.")
-
 
 
 class TextEmbedding(Base):

@@ -15,10 +15,14 @@ from and_platform.schema.network import BY_RECORDING
 
 class Recipe(Base):
     __tablename__ = "recipes"
-    __table_args__ = ({"comment": "How a stage's rows were made: everything that changes the result, and nothing else."},)
+    __table_args__ = (
+        {"comment": "How a stage's rows were made: everything that changes the result, and nothing else."},
+    )
 
     id: Mapped[int] = identity("Surrogate key.")
-    stage: Mapped[str] = mapped_column(comment="record, caption, encode, score, match, summarise, calibrate, tag, judge …")
+    stage: Mapped[str] = mapped_column(
+        comment="record, caption, encode, score, match, summarise, calibrate, tag, judge …"
+    )
     backend: Mapped[str] = mapped_column(comment="What did it, as the registry names it.")
     revision: Mapped[str] = mapped_column(comment="Revision of its weights or algorithm.")
     params: Mapped[Json] = mapped_column(comment="Parameters: prompt, pooling, threshold, seed …")
@@ -31,7 +35,9 @@ class Dissection(Base):
     __tablename__ = "dissections"
     __table_args__ = (
         sa.CheckConstraint("status IN ('running', 'complete', 'failed')", name="status"),
-        {"comment": "A network, a probing set, a concept set and one recipe per stage: what a user names and compares."},
+        {
+            "comment": "A network, a probing set, a concept set and one recipe per stage: what a user names and compares."
+        },
     )
 
     id: Mapped[int] = identity("Surrogate key.")
@@ -73,7 +79,9 @@ class DissectedLayer(Base):
 
 class FinishedLayer(Base):
     __tablename__ = "finished_layers"
-    __table_args__ = ({"comment": "Layers for which all rows of a recipe are there: what is not here is still to be done."},)
+    __table_args__ = (
+        {"comment": "Layers for which all rows of a recipe are there: what is not here is still to be done."},
+    )
 
     recipe_id: Mapped[int] = reference("recipes.id", "The recipe of the stage.", cascade=True, key=True)
     layer_id: Mapped[int] = reference("layers.id", "The layer.", cascade=True, key=True)
@@ -82,7 +90,9 @@ class FinishedLayer(Base):
 
 class Scoring(Base):
     __tablename__ = "scorings"
-    __table_args__ = ({"comment": "The matrix P of a probing set and a concept set: how well each clip fits each concept."},)
+    __table_args__ = (
+        {"comment": "The matrix P of a probing set and a concept set: how well each clip fits each concept."},
+    )
 
     id: Mapped[int] = identity("Surrogate key.")
     recipe_id: Mapped[int] = mapped_column(
@@ -102,7 +112,9 @@ class ClipConceptScore(Base):
 
     scoring_id: Mapped[int] = reference("scorings.id", "The matrix.", cascade=True, key=True)
     concept_id: Mapped[int] = reference("concepts.id", "The concept.", cascade=True, key=True)
-    stretch: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False, comment="As in activations.")
+    stretch: Mapped[int] = mapped_column(
+        sa.Integer, primary_key=True, autoincrement=False, comment="As in activations."
+    )
     scores: Mapped[Any] = mapped_column(VECTOR(), nullable=False, comment="float32, in order of position.")
     cubed: Mapped[Any] = mapped_column(
         VECTOR(), nullable=False, comment="Centred over all clips, cubed, divided by the norm (at least 1e-3)."
@@ -197,7 +209,10 @@ class CalibratedPoint(Base):
 
     calibration_id: Mapped[int] = reference("calibrations.id", "The calibration.", cascade=True, key=True)
     ordinal: Mapped[int] = mapped_column(
-        sa.Integer, primary_key=True, autoincrement=False, comment="The point, as in summary_points of the high summary."
+        sa.Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="The point, as in summary_points of the high summary.",
     )
     kept: Mapped[bool] = mapped_column(comment="False: a low point says the same.")
     nearest_low_ordinal: Mapped[int | None] = mapped_column(
@@ -294,7 +309,10 @@ class Failure(Base):
 
     id: Mapped[int] = identity("Surrogate key.")
     run_id: Mapped[int | None] = mapped_column(
-        sa.BigInteger, sa.ForeignKey("runs.id", ondelete="SET NULL"), index=True, comment="The run in which it happened."
+        sa.BigInteger,
+        sa.ForeignKey("runs.id", ondelete="SET NULL"),
+        index=True,
+        comment="The run in which it happened.",
     )
     stage: Mapped[str] = mapped_column(comment="ingest, record, caption, summarise …")
     scope: Mapped[str] = mapped_column(comment="What the unit belongs to, e.g. 'dataset:sample' or 'recipe:12'.")

@@ -93,7 +93,10 @@ class RecordedLayer(Base):
 class ActivationBlock(Base):
     __tablename__ = "activation_blocks"
     __table_args__ = (
-        {"comment": "Landing place of activations: one row per layer and block of clips, until folded.", **BY_RECORDING},
+        {
+            "comment": "Landing place of activations: one row per layer and block of clips, until folded.",
+            **BY_RECORDING,
+        },
     )
 
     recording_id: Mapped[int] = reference("recordings.id", "The recording.", key=True)
@@ -128,7 +131,9 @@ class ActivationCube(Base):
 
     recording_id: Mapped[int] = reference("recordings.id", "The recording.", key=True)
     neuron_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The neuron.")
-    stretch: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False, comment="As in activations.")
+    stretch: Mapped[int] = mapped_column(
+        sa.Integer, primary_key=True, autoincrement=False, comment="As in activations."
+    )
     values: Mapped[Any] = mapped_column(VECTOR(), nullable=False, comment="One value per clip, in order of position.")
 
 

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from pgvector import HalfVector, Vector
 from sqlalchemy.orm import Session
 
 from and_platform import db
-from and_platform.core.exemplars import EXEMPLARS_KEPT, ExemplarAccumulator, Exemplars, Statistics, StatisticsAccumulator
+from and_platform.core.exemplars import (
+    EXEMPLARS_KEPT,
+    ExemplarAccumulator,
+    Exemplars,
+    Statistics,
+    StatisticsAccumulator,
+)
 from and_platform.core.similarity import cos_cubed
 from and_platform.errors import IncompleteError
 from and_platform.schema import ActivationBlock, Layer, Neuron, RecordedLayer, Recording
@@ -65,7 +70,6 @@ def make_partitions(session: Session, recording_id: int) -> None:
     for table in PARTITIONED:
         name = f"{db.RUNTIME_PREFIX}{table}_{recording_id}"
         session.execute(sa.text(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)"))
-        session.execute(sa.text(f"ALTER TABLE {name} ADD CHECK (recording_id = {recording_id})"))
         session.execute(sa.text(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES IN ({recording_id})"))
 
 
@@ -97,7 +101,14 @@ def land(session: Session, recording_id: int, block: int, n_clips: int, values: 
     db.copy_rows(
         session,
         "activation_blocks",
-        {"recording_id": "int8", "layer_id": "int8", "block": "int4", "first_clip": "int4", "n_clips": "int4", "data": "bytea"},
+        {
+            "recording_id": "int8",
+            "layer_id": "int8",
+            "block": "int4",
+            "first_clip": "int4",
+            "n_clips": "int4",
+            "data": "bytea",
+        },
         (
             (recording_id, layer, block, first, n, np.ascontiguousarray(values[layer], "<f2").tobytes())
             for layer in sorted(wanted)
@@ -153,15 +164,19 @@ def fold(session: Session, recording_id: int, layer: Layer, stretch: Stretch) ->
     if len(blocks) < len(stretch.blocks):
         return False
     values = np.concatenate([np.frombuffer(row.data, "<f2").reshape(-1, layer.n_units) for row in blocks])
-    by_neuron = np.ascontiguousarray(values.T, dtype=np.float16)
-    db.copy_rows(
+    if len(values) != stretch.n_clips:
+        raise IncompleteError(
+            f"the blocks of layer {layer.name} hold {len(values)} clips, not {stretch.n_clips}; record it again"
+        )
+    db.copy_columns(
         session,
         "activations",
-        {"recording_id": "int8", "neuron_id": "int8", "stretch": "int4", "values": "halfvec"},
-        (
-            (recording_id, neuron, stretch.index, HalfVector(row))
-            for neuron, row in zip(neuron_ids(session, layer.id), by_neuron, strict=True)
-        ),
+        {
+            "recording_id": ("int8", recording_id),
+            "neuron_id": ("int8", np.asarray(neuron_ids(session, layer.id))),
+            "stretch": ("int4", stretch.index),
+            "values": ("halfvec", values.T),
+        },
     )
     session.execute(
         sa.delete(ActivationBlock).where(
@@ -194,7 +209,7 @@ def complete_layer(
         values = _read(session, recording_id, layer, part.index)
         exemplars.update(values.T, part.first)
         statistics.update(values.T)
-    ids = neuron_ids(session, layer.id)
+    ids = np.asarray(neuron_ids(session, layer.id))
     _write_exemplars(session, recording_id, ids, exemplars.result())
     _write_statistics(session, recording_id, ids, statistics.result())
     if cubes:
@@ -204,35 +219,34 @@ def complete_layer(
     return True
 
 
-def _write_exemplars(session: Session, recording_id: int, ids: list[int], found: Exemplars) -> None:
-    sides = (
+def _write_exemplars(session: Session, recording_id: int, ids: NDArray[np.int64], found: Exemplars) -> None:
+    for side, positions, values in (
         ("high", found.high_positions, found.high_values),
         ("low", found.low_positions, found.low_values),
-    )
-    db.copy_rows(
-        session,
-        "exemplars",
-        {"recording_id": "int8", "neuron_id": "int8", "side": "text", "positions": "int4[]", "activations": "float4[]"},
-        (
-            (recording_id, neuron, side, places, activations)
-            for side, positions, values in sides
-            for neuron, places, activations in zip(ids, positions.tolist(), values.tolist(), strict=True)
-        ),
-    )
+    ):
+        db.copy_columns(
+            session,
+            "exemplars",
+            {
+                "recording_id": ("int8", recording_id),
+                "neuron_id": ("int8", ids),
+                "side": ("text", side),
+                "positions": ("int4[]", positions),
+                "activations": ("float4[]", values),
+            },
+        )
 
 
-def _write_statistics(session: Session, recording_id: int, ids: list[int], found: Statistics) -> None:
-    columns = [column.tolist() for column in found]
-    names = ("mean", "sd", "min", "max", "sparsity")
-    db.copy_rows(
-        session,
-        "neuron_statistics",
-        {"recording_id": "int8", "neuron_id": "int8", **dict.fromkeys(names, "float4")},
-        ((recording_id, *row) for row in zip(ids, *columns, strict=True)),
+def _write_statistics(session: Session, recording_id: int, ids: NDArray[np.int64], found: Statistics) -> None:
+    columns = {name: ("float4", values) for name, values in found._asdict().items()}
+    db.copy_columns(
+        session, "neuron_statistics", {"recording_id": ("int8", recording_id), "neuron_id": ("int8", ids), **columns}
     )
 
 
-def _write_cubes(session: Session, recording_id: int, layer: Layer, ids: list[int], parts: list[Stretch]) -> None:
+def _write_cubes(
+    session: Session, recording_id: int, layer: Layer, ids: NDArray[np.int64], parts: list[Stretch]
+) -> None:
     mean, norm = np.zeros(layer.n_units), np.zeros(layer.n_units)
     n = sum(part.n_clips for part in parts)
     for part in parts:
@@ -243,14 +257,15 @@ def _write_cubes(session: Session, recording_id: int, layer: Layer, ids: list[in
     norm = np.maximum(np.sqrt(norm), cos_cubed.min_norm)
     for part in parts:
         cubed = (_read(session, recording_id, layer, part.index) - mean[:, None]) ** 3 / norm[:, None]
-        db.copy_rows(
+        db.copy_columns(
             session,
             "activation_cubes",
-            {"recording_id": "int8", "neuron_id": "int8", "stretch": "int4", "values": "vector"},
-            (
-                (recording_id, neuron, part.index, Vector(row))
-                for neuron, row in zip(ids, cubed.astype(np.float32), strict=True)
-            ),
+            {
+                "recording_id": ("int8", recording_id),
+                "neuron_id": ("int8", ids),
+                "stretch": ("int4", part.index),
+                "values": ("vector", cubed.astype(np.float32)),
+            },
         )
 
 

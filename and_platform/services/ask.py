@@ -13,6 +13,7 @@ from pgvector import Vector
 from sqlalchemy.orm import Session
 
 from and_platform import db, queries
+from and_platform.core.names import normalise
 from and_platform.errors import DatabaseError, IncompleteError, InputError, NotFoundError, QueryError
 
 STRATEGIES = ("open", "closed_db", "closed_tab", "closed_icl", "meaning")
@@ -90,7 +91,9 @@ def neuron(
                 ),
                 {"id": chosen},
             ).all()
-            raise NotFoundError(f"no neuron '{name}' of '{network}' in dissection {chosen}; there are: {', '.join(layers)}")
+            raise NotFoundError(
+                f"no neuron '{name}' of '{network}' in dissection {chosen}; there are: {', '.join(layers)}"
+            )
         n = exemplars or session.scalars(sa.text("SELECT top_k FROM dissections WHERE id = :id"), {"id": chosen}).one()
         return NeuronReport(
             found,
@@ -144,6 +147,7 @@ def neurons(
         if chosen is None:
             choose_dissection(session, None)
         if strategy.startswith("closed_"):
+            concept = normalise(concept)
             _check_concept(session, concept, strategy.removeprefix("closed_"), network, chosen)
         return queries.neurons_for_concept(
             session, concept=concept, strategy=strategy, network=network, dissection=chosen, words=words, top=top,
@@ -161,7 +165,13 @@ def search(
     with db.reading(engine) as session:
         choose_dissection(session, network, dissection)
         return queries.search_summaries(
-            session, text=text, encoder=encoder_id, vector=Vector(vector), network=network, dissection=dissection, n=limit
+            session,
+            text=text,
+            encoder=encoder_id,
+            vector=Vector(vector),
+            network=network,
+            dissection=dissection,
+            n=limit,
         )
 
 
@@ -182,7 +192,7 @@ def sql(
     QueryError
         The server's message, where it refuses the query.
     """
-    # A connection of its own: the mode and the timeout are of the session, and must not go back to the pool.
+    # Detached, so that it is closed and not pooled: read-only is a mode of the connection.
     with db.translated(), engine.connect() as pooled:
         connection = pooled.connection.driver_connection
         assert connection is not None
@@ -205,8 +215,6 @@ def sql(
         except psycopg.Error as exc:
             hint = f" ({exc.diag.message_hint})" if exc.diag.message_hint else ""
             raise QueryError(f"{exc.diag.message_primary or exc}{hint}") from exc
-        finally:
-            connection.close()
 
 
 def activations(
@@ -265,8 +273,6 @@ def _embed_question(engine: sa.Engine, text: str, network: str | None, dissectio
 
 def _check_concept(session: Session, concept: str, method: str, network: str | None, dissection: int | None) -> None:
     """Tell apart a concept that no neuron has from one that was never asked about, and from a method never computed."""
-    from and_platform.core.names import normalise
-
     chosen = choose_dissection(session, network, dissection)
     row = session.execute(
         sa.text(
@@ -274,10 +280,12 @@ def _check_concept(session: Session, concept: str, method: str, network: str | N
             " EXISTS (SELECT FROM concepts c WHERE c.concept_set_id = s.id AND c.name = :concept) AS known"
             " FROM dissections d JOIN concept_sets s ON s.id = d.concept_set_id WHERE d.id = :id"
         ),
-        {"method": method, "concept": normalise(concept), "id": chosen},
+        {"method": method, "concept": concept, "id": chosen},
     ).one()
     if not row.computed:
-        raise IncompleteError(f"dissection {chosen} was made without the method {method}; give it a model and dissect again")
+        raise IncompleteError(
+            f"dissection {chosen} was made without the method {method}; give it a model and dissect again"
+        )
     if not row.known:
         raise InputError(
             f"'{concept}' is not in the concept set '{row.concept_set}' that neurons were matched with; "

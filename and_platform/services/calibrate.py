@@ -73,10 +73,13 @@ def calibrate(
         for layer in todo:
             with db.transaction(engine) as session:
                 session.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(hashtext('calibrate'), CAST(:recipe AS int))"), {"recipe": recipe_id}
+                    sa.text("SELECT pg_advisory_xact_lock(hashtext('calibrate'), CAST(:recipe AS int))"),
+                    {"recipe": recipe_id},
                 )
                 exemplars = read_exemplars(session, job.recording_id, layer, "high", job.k)
-                _calibrate_layer(session, recipe_id, summary_id, layer, exemplars, matrix, sides, row_of, sentences, texts, rules)
+                _calibrate_layer(
+                    session, recipe_id, summary_id, layer, exemplars, matrix, sides, row_of, sentences, texts, rules
+                )
                 if layer.id in ready:  # else some summaries failed: their neurons come with the next run
                     provenance.finish_layer(session, recipe_id, layer.id)
             advance(layer.n_units)
@@ -146,13 +149,11 @@ def _calibrate_layer(
         },
         values,
     )  # fmt: skip
-    ids = dict(
+    ids: dict[int, int] = dict(
         session.execute(
             sa.text("SELECT neuron_id, id FROM calibrations WHERE recipe_id = :recipe AND neuron_id = ANY (:neurons)"),
             {"recipe": recipe_id, "neurons": [row.neuron_id for row in rows]},
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     db.copy_rows(
         session,

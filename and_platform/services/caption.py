@@ -146,7 +146,7 @@ class _Model:
             yield from zip((row for row, _ in decoded), captions, strict=True)
 
 
-def maker(engine: sa.Engine, probing: ProbingSet, spec: str) -> CaptionMaker:
+def maker(engine: sa.Engine, probing: ProbingSet, spec: str, options: Mapping[str, Any] | None = None) -> CaptionMaker:
     """What makes the captions of a probing set.
 
     Parameters
@@ -154,6 +154,8 @@ def maker(engine: sa.Engine, probing: ProbingSet, spec: str) -> CaptionMaker:
     spec
         `source`, `describer`, `joined`, `file:PATH`, a captioner of the registry (`audio-lm:DIRECTORY`), or `auto`:
         `joined` where the data set brings captions, else `describer`.
+    options
+        Keywords of a captioner of the registry: `prompt`, `max_tokens` …
     """
     if spec == "auto":
         with db.reading(engine) as session:
@@ -169,7 +171,17 @@ def maker(engine: sa.Engine, probing: ProbingSet, spec: str) -> CaptionMaker:
             described = _Describer(probing, describer.fit(acoustics.feature_table(features)))
             return described if spec == "describer" else _Joined(described)
         case _:
-            return _Model(registry.create("captioner", spec))
+            return _Model(registry.create("captioner", spec, **(options or {})))
+
+
+def only_describes(engine: sa.Engine, dataset: str, spec: str) -> bool:
+    """Whether captions would come from acoustic measurements alone: worth knowing before anything is computed."""
+    if spec != "auto":
+        return spec == "describer"
+    with db.reading(engine) as session:
+        told = sa.select(Clip.id).join(Dataset, Dataset.id == Clip.dataset_id)
+        told = told.where(Dataset.name == dataset, Clip.retired_at.is_(None), Clip.source_caption.is_not(None))
+        return not session.scalar(sa.select(told.exists()))
 
 
 def plan(captions: CaptionMaker) -> RecipePlan:
@@ -225,7 +237,7 @@ def _write(session: Session, recipe_id: int, made: Sequence[tuple[_Row, str | Ex
     if not values:
         return 0
     statement = insert(Caption).values(values).on_conflict_do_nothing(index_elements=["clip_id", "recipe_id"])
-    new = {clip: identity for clip, identity in session.execute(statement.returning(Caption.clip_id, Caption.id))}
+    new = dict(session.execute(statement.returning(Caption.clip_id, Caption.id)).all())
     db.copy_rows(
         session,
         "caption_sentences",

@@ -15,6 +15,7 @@ from and_platform import db
 from and_platform.backends import registry
 from and_platform.backends.base import LLM, Tagger, TextAudioEncoder, TextEncoder
 from and_platform.backends.networks.base import LoadedNetwork
+from and_platform.core.exemplars import EXEMPLARS_KEPT
 from and_platform.core.similarity import SIMILARITIES
 from and_platform.errors import ConfigError
 from and_platform.schema import (
@@ -91,6 +92,8 @@ class Options:
     """m of the extractive summariser: captions of K that must agree; several are tried in turn."""
     stages: tuple[str, ...] = ()
     """Only these stages; default: all."""
+    captioner_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the captioner backend: prompt, max_tokens …"""
     llm_options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of the LLM backend: temperature, seed, concurrency …"""
 
@@ -101,14 +104,16 @@ class Options:
         _check("summariser", [self.summariser] if self.summariser else [], ("extractive", "llm"))
         _check("judge", [self.judge] if self.judge else [], ("anchor", "llm"))
         _check("pooling", [self.pooling] if self.pooling else [], ("first", "mean", "max"))
-        if not 1 <= self.top_k <= record.EXEMPLARS_KEPT:
-            raise ConfigError(f"top_k is {self.top_k}; between 1 and {record.EXEMPLARS_KEPT} exemplars a side are kept")
+        if not 1 <= self.top_k <= EXEMPLARS_KEPT:
+            raise ConfigError(f"top_k is {self.top_k}; between 1 and {EXEMPLARS_KEPT} exemplars a side are kept")
         if not -1 <= self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}; a cosine lies between -1 and 1")
         if self.llm is None:
             for name, value in (("summariser", self.summariser), ("judge", self.judge)):
                 if value == "llm":
-                    raise ConfigError(f"{name} is 'llm', but no LLM is set; give --llm, e.g. openai:MODEL@http://localhost:8000/v1")
+                    raise ConfigError(
+                        f"{name} is 'llm', but no LLM is set; give --llm, e.g. openai:MODEL@http://localhost:8000/v1"
+                    )
             if "icl" in self.methods:
                 raise ConfigError("the method icl needs an LLM; give --llm, e.g. openai:MODEL@http://localhost:8000/v1")
         if "tab" in self.methods and self.audio_encoder is None:
@@ -127,7 +132,10 @@ class Options:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ConfigError(f"no option '{unknown[0]}'; there are: {', '.join(sorted(known))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        settled: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**settled)
 
     def chosen_methods(self) -> tuple[str, ...]:
         """The methods asked for, or all for which there are models."""
@@ -198,7 +206,7 @@ class Plan:
     concepts: ConceptSet
     layers: list[Layer]
     record: RecipePlan
-    caption: RecipePlan
+    captioned: RecipePlan
     scores: dict[str, match.ScorePlan]
     matches: dict[str, dict[str, RecipePlan]]
     speaks: dict[str, str]
@@ -208,11 +216,11 @@ class Plan:
     extract: RecipePlan
     tag: RecipePlan
     judge: RecipePlan
-    captions: caption.CaptionMaker
+    caption_maker: caption.CaptionMaker
 
     def recipes(self) -> dict[str, RecipePlan]:
         """Stage (with method and function) -> recipe."""
-        named = {"record": self.record, "caption": self.caption, "summarise": self.summarise}
+        named = {"record": self.record, "caption": self.captioned, "summarise": self.summarise}
         named |= {"calibrate": self.calibrate, "extract": self.extract, "tag": self.tag, "judge": self.judge}
         named |= {f"score.{method}": score.recipe for method, score in self.scores.items()}
         for method, by_function in self.matches.items():
@@ -259,7 +267,6 @@ class DissectReport:
     failed_clips: list[str]
     captions: tuple[int, int]
     open_failures: int
-    notes: list[str]
 
 
 def make_plan(
@@ -279,7 +286,7 @@ def make_plan(
     loaded = loaded or networks.load(network)
     specs = record.choose_layers(loaded, options.layers or None, options.pooling)
     recorded = record.plan(loaded, probing.sha256, options.pooling)
-    maker = caption.maker(engine, probing, options.captioner)
+    maker = caption.maker(engine, probing, options.captioner, options.captioner_options)
     captions = caption.plan(maker)
     methods = options.chosen_methods()
     scores = {
@@ -331,9 +338,10 @@ def dissect(
     tools = Tools(options)
     wanted = options.stages or STAGES
     reports: list[StageReport] = []
-    notes: list[str] = []
     with db.reading(engine) as session:
         network = networks.find(session, network_name)
+    if caption.only_describes(engine, options.dataset, options.captioner):
+        progress.note(f"note: {caption.OFFLINE_CAPTIONS}")
     loaded = networks.load(network)
     failed_clips: list[str] = []
 
@@ -362,14 +370,14 @@ def dissect(
     layers, neurons = plan.layers, len(plan.layers)
     timed(
         "caption", "clips", plan.probing.n_clips,
-        lambda: caption.caption(engine, plan.probing, plan.captions, progress=progress, run_id=run_id),
+        lambda: caption.caption(engine, plan.probing, plan.caption_maker, progress=progress, run_id=run_id),
     )  # fmt: skip
     with db.reading(engine) as session:
-        caption_id = provenance.find_recipe(session, plan.caption)
+        caption_id = provenance.find_recipe(session, plan.captioned)
         captions = caption.caption_overview(session, plan.probing.id, caption_id) if caption_id else (0, 0)
     timed("match", "layers", neurons, lambda: _match(engine, plan, options, recording_id, progress, run_id))
     summariser = tools.summariser()
-    job = summarise.Job(recording_id, plan.probing, layers, plan.summarise, plan.caption, options.top_k)
+    job = summarise.Job(recording_id, plan.probing, layers, plan.summarise, plan.captioned, options.top_k)
     timed(
         "summarise", "layers", neurons,
         lambda: summarise.summarise(engine, summariser, job, progress=progress, run_id=run_id),
@@ -395,12 +403,10 @@ def dissect(
         ),
     )  # fmt: skip
     timed("embed", "summaries", neurons, lambda: _embed(engine, plan, tools, progress))
-    if plan.captions.recipe.name == "describer":
-        notes.append(caption.OFFLINE_CAPTIONS)
     open_failures = _complete(engine, plan, dissection_id, wanted)
     if run:
         run.counts.update(_counts(plan, reports))
-    return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, notes)
+    return DissectReport(dissection_id, reports, failed_clips, captions, open_failures)
 
 
 def _counts(plan: Plan, reports: Sequence[StageReport]) -> dict[str, Any]:

@@ -119,7 +119,9 @@ def drop(engine: sa.Engine, dissection: int) -> int:
         ).all()
         gone = 0
         for table in _OWNED:
-            result = session.execute(sa.text(f"DELETE FROM {table} WHERE recipe_id = ANY (:ids)"), {"ids": list(only_here)})
+            result = session.execute(
+                sa.text(f"DELETE FROM {table} WHERE recipe_id = ANY (:ids)"), {"ids": list(only_here)}
+            )
             gone += int(getattr(result, "rowcount", 0))
         session.delete(row)
         return gone

@@ -49,12 +49,14 @@ def _missing(session: Session, plan: Plan, stage: str) -> tuple[int, int, str]:
     if stage == "record":
         return _missing_clips(session, plan), plan.probing.n_clips, "clips"
     if stage == "caption":
-        recipe = provenance.find_recipe(session, plan.caption)
+        recipe = provenance.find_recipe(session, plan.captioned)
         there = caption.caption_overview(session, plan.probing.id, recipe)[0] if recipe else 0
         return plan.probing.n_clips - there, plan.probing.n_clips, "clips"
     neurons = sum(layer.n_units for layer in plan.layers)
     recipes = {
-        "match": [recipe for name, recipe in plan.recipes().items() if name in plan.speaking() and recipe is not plan.icl],
+        "match": [
+            recipe for name, recipe in plan.recipes().items() if name in plan.speaking() and recipe is not plan.icl
+        ],
         "icl": [plan.icl] if plan.icl else [],
         "summarise": [plan.summarise],
         "calibrate": [plan.calibrate],

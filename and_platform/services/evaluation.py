@@ -70,7 +70,8 @@ def classes_it_gets_right(engine: sa.Engine, dissection: int) -> set[str]:
     with db.reading(engine) as session:
         head = session.execute(
             sa.text(
-                "SELECT l.id, w.classes, w.held_out_fold, w.trained_on = s.name AS same, d.recording_id, p.n_clips, p.id AS probing"
+                "SELECT l.id, w.classes, w.held_out_fold, w.trained_on = s.name AS same, d.recording_id, p.n_clips,"
+                " p.id AS probing"
                 " FROM dissections d JOIN networks w ON w.id = d.network_id"
                 " JOIN dissected_layers x ON x.dissection_id = d.id JOIN layers l ON l.id = x.layer_id AND l.kind = 'head'"
                 " JOIN probing_sets p ON p.id = d.probing_set_id JOIN datasets s ON s.id = p.dataset_id WHERE d.id = :id"

@@ -52,10 +52,12 @@ def read_captions(session: Session, probing_set_id: int, n_clips: int, caption_r
         .order_by(ProbingSetClip.position, CaptionSentence.ordinal)
     ).all()
     positions = np.fromiter((row.position for row in found), np.int64, len(found))
-    text_ids, rows_of_texts = np.unique(np.fromiter((row.text_id for row in found), np.int64, len(found)), return_inverse=True)
+    text_ids, rows_of_texts = np.unique(
+        np.fromiter((row.text_id for row in found), np.int64, len(found)), return_inverse=True
+    )
     lengths = np.bincount(positions, minlength=n_clips)
     sentences = Ragged(rows_of_texts.astype(np.int64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    texts = dict(session.execute(sa.select(Text.id, Text.text).where(Text.id.in_(text_ids.tolist()))).tuples().all())
+    texts = dict(session.execute(sa.select(Text.id, Text.text).where(Text.id.in_(text_ids.tolist()))).all())
     return CaptionTable(captions, sentences, text_ids, [texts[int(identity)] for identity in text_ids])
 
 

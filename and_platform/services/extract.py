@@ -145,7 +145,9 @@ def _keep_tags(
             .values([{"term": term, "part_of_speech": pos} for term, pos in wanted])
             .on_conflict_do_nothing(index_elements=["term", "part_of_speech"])
         )
-    rows = session.execute(sa.select(Term.id, Term.term, Term.part_of_speech).where(Term.term.in_([w for w, _ in wanted])))
+    rows = session.execute(
+        sa.select(Term.id, Term.term, Term.part_of_speech).where(Term.term.in_([w for w, _ in wanted]))
+    )
     ids = {(term, pos): identity for identity, term, pos in rows}
     db.insert_new(
         session,
@@ -158,9 +160,7 @@ def _keep_tags(
     )
 
 
-def _judge(
-    engine: sa.Engine, judge: Judge, judge_id: int, tag_id: int, progress: Progress, run_id: int | None
-) -> int:
+def _judge(engine: sa.Engine, judge: Judge, judge_id: int, tag_id: int, progress: Progress, run_id: int | None) -> int:
     """Judge the adjectives that have no verdict; returns how many still have none."""
     with db.reading(engine) as session:
         adjectives = queries.unjudged_adjectives(session, judge_recipe=judge_id, tag_recipe=tag_id)

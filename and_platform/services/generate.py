@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from and_platform import db
 from and_platform.backends.base import LLM, Generation, Prompt
+from and_platform.errors import BackendError, GenerationError
 from and_platform.services import provenance
 from and_platform.services.progress import SILENT, Progress
 from and_platform.services.provenance import RecipePlan
@@ -47,6 +48,11 @@ def ask(
         Longest answer.
     name
         What the progress bar says.
+
+    Raises
+    ------
+    BackendError
+        The LLM as a whole cannot be asked; what it has answered until then is kept.
     """
     with db.transaction(engine) as session:
         recipe_id = provenance.recipe_id(session, plan(llm))
@@ -55,7 +61,9 @@ def ask(
     said: dict[str, Said] = {}
     with db.reading(engine) as session:
         rows = session.execute(
-            sa.text("SELECT prompt_sha256, answer FROM answers WHERE recipe_id = :recipe AND prompt_sha256 = ANY (:keys)"),
+            sa.text(
+                "SELECT prompt_sha256, answer FROM answers WHERE recipe_id = :recipe AND prompt_sha256 = ANY (:keys)"
+            ),
             {"recipe": recipe_id, "keys": list(distinct)},
         )
         said = {key: Said(answer) for key, answer in rows}
@@ -66,9 +74,15 @@ def ask(
                 batch = todo[start : start + _BATCH]
                 answers = llm.generate([prompt for _, prompt in batch], max_tokens=max_tokens)
                 _keep(engine, recipe_id, batch, answers)
+                for answer in answers:
+                    # The endpoint itself is at fault: no prompt of this or the next batch can do better.
+                    if isinstance(answer, BackendError) and not isinstance(answer, GenerationError):
+                        raise answer
                 for (key, _), answer in zip(batch, answers, strict=True):
                     said[key] = (
-                        Said(answer.text) if isinstance(answer, Generation) else Said(None, f"{type(answer).__name__}: {answer}")
+                        Said(answer.text)
+                        if isinstance(answer, Generation)
+                        else Said(None, f"{type(answer).__name__}: {answer}")
                     )
                 advance(len(batch))
     return [said[key] for key in keys]

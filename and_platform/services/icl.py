@@ -57,7 +57,9 @@ def pick(
         return 0
     names = [row.name for row in named]
     by_name = {row.name: row.id for row in named}
-    encoder_id = embed.embed_texts(engine, encoder, [row.text_id for row in named], name="embed concepts", progress=progress)
+    encoder_id = embed.embed_texts(
+        engine, encoder, [row.text_id for row in named], name="embed concepts", progress=progress
+    )
     with db.reading(engine) as session:
         concept_vectors = embed.text_vectors(session, encoder_id, [row.text_id for row in named])
     scope = f"recipe:{recipe_id}"
@@ -92,13 +94,21 @@ def pick(
             embed.embed_texts(engine, encoder, list(ids.values()), progress=progress)
             with db.reading(engine) as session:
                 vectors = embed.text_vectors(session, encoder_id, [ids[word] for _, word in nearest])
-            for (neuron, _), place in zip(nearest, np.argmax(vectors @ concept_vectors.T, axis=1).tolist(), strict=True):
+            for (neuron, _), place in zip(
+                nearest, np.argmax(vectors @ concept_vectors.T, axis=1).tolist(), strict=True
+            ):
                 chosen[neuron] = named[place].id
         with db.transaction(engine) as session:
             db.insert_new(
                 session,
                 "concept_matches",
-                {"recording_id": "int8", "recipe_id": "int8", "neuron_id": "int8", "rank": "int2", "concept_id": "int8"},
+                {
+                    "recording_id": "int8",
+                    "recipe_id": "int8",
+                    "neuron_id": "int8",
+                    "rank": "int2",
+                    "concept_id": "int8",
+                },
                 ((recording_id, recipe_id, neuron, 1, concept) for neuron, concept in sorted(chosen.items())),
             )
             for unit, reason in failed:

@@ -265,6 +265,7 @@ class _Ingest:
         report = self.report
         added: list[dict[str, Any]] = []
         resolved: list[str] = []
+        readable: list[str] = []
         for item, rows, outcome in batch:
             live = next((row for row in rows if row.live), None)
             if isinstance(outcome, Broken):
@@ -273,6 +274,7 @@ class _Ingest:
                 else:
                     self._fail(session, item.path, outcome)
                 continue
+            readable.append(item.path)
             if item.path in self.open_failures:
                 resolved.append(item.path)
             same = next((row for row in rows if row.sha256 == outcome.sha256), None)
@@ -298,6 +300,8 @@ class _Ingest:
         if added:
             dataset_id = report.dataset_id or self._make_dataset(session)
             session.execute(sa.insert(Clip), [{"dataset_id": dataset_id, **clip} for clip in added])
+        # A clip that could not be read when it was recorded is in the next snapshot again.
+        resolve_failures(session, stage="record", scope=self.scope, units=readable)
         if resolved:
             resolve_failures(session, stage=STAGE, scope=self.scope, units=resolved)
 

@@ -36,8 +36,8 @@ from and_platform.services import activations, embed, provenance
 from and_platform.services.progress import SILENT, Progress
 from and_platform.services.provenance import RecipePlan
 
-TOP = 10
-"""Concepts kept per neuron; the paper reports 1, 3 or 5."""
+TOP = 5
+"""Concepts kept per neuron: the most that the paper looks at."""
 
 SPEAKS = {"db": "cos_cubed", "tab": "soft_wpmi"}
 """The function that fills closed_db and closed_tab (method: fixed beforehand, not chosen by result)."""
@@ -100,10 +100,14 @@ def score(
         if there is not None:
             return there, False
         rows = session.execute(
-            sa.select(Concept.id, Concept.text_id).where(Concept.concept_set_id == concepts.id).order_by(Concept.position)
+            sa.select(Concept.id, Concept.text_id)
+            .where(Concept.concept_set_id == concepts.id)
+            .order_by(Concept.position)
         ).all()
     concept_ids, concept_texts = [row.id for row in rows], [row.text_id for row in rows]
-    encoder_id = embed.embed_texts(engine, plan.encoder, concept_texts, name=f"embed concepts ({plan.method})", progress=progress)
+    encoder_id = embed.embed_texts(
+        engine, plan.encoder, concept_texts, name=f"embed concepts ({plan.method})", progress=progress
+    )
     clips = _caption_vectors if plan.method == "db" else _sound_vectors
     vectors, valid = clips(engine, probing, plan, encoder_id, progress, run_id)
     if not valid.any():
@@ -320,22 +324,27 @@ def match(
             with db.transaction(engine) as session:
                 values = activations.read_layer(session, recording_id, layer, len(p))
                 found = matchers[key].layer(values)
-                neurons = np.asarray(activations.neuron_ids(session, layer.id), np.int64)
+                neurons = np.asarray(activations.neuron_ids(session, layer.id))
+                # Another process may be at the same layer: one writes, the other one finds it done.
+                session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('match'), :id)"), {"id": layer.id})
                 for name, (concept, scores) in found.items():
+                    if layer.id in provenance.finished_layers(session, ids[name]):
+                        continue
                     there = concept >= 0
                     rows, places = there.nonzero()
-                    db.insert_new(
-                        session,
-                        "concept_matches",
-                        {
-                            "recording_id": "int8", "recipe_id": "int8", "neuron_id": "int8", "rank": "int2",
-                            "concept_id": "int8", "score": "float4",
-                        },
-                        zip(
-                            [recording_id] * len(rows), [ids[name]] * len(rows), neurons[rows].tolist(),
-                            (places + 1).tolist(), keys[concept[there]].tolist(), scores[there].tolist(), strict=True,
-                        ),
-                    )  # fmt: skip
+                    if rows.size:
+                        db.copy_columns(
+                            session,
+                            "concept_matches",
+                            {
+                                "recording_id": ("int8", recording_id),
+                                "recipe_id": ("int8", ids[name]),
+                                "neuron_id": ("int8", neurons[rows]),
+                                "rank": ("int2", places + 1),
+                                "concept_id": ("int8", keys[concept[there]]),
+                                "score": ("float4", scores[there]),
+                            },
+                        )
                     provenance.finish_layer(session, ids[name], layer.id)
             advance(layer.n_units)
     return len(todo)

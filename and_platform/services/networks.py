@@ -14,7 +14,7 @@ from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.config import load_json
 from and_platform.errors import ConflictError, NotFoundError
 from and_platform.resources import resource
-from and_platform.schema import Dataset, Layer, Network, Neuron, Recording
+from and_platform.schema import Dataset, Layer, Network, Recording
 
 SAMPLE = "sample-ast"
 
@@ -218,5 +218,7 @@ def training_items(session: Session, dataset: str) -> list[tuple[Path, str, int]
         .order_by(Clip.id)
     ).all()
     if not rows:
-        raise NotFoundError(f"the data set '{dataset}' has no clips with a label and a fold; see: andp datasets show {dataset}")
+        raise NotFoundError(
+            f"the data set '{dataset}' has no clips with a label and a fold; see: andp datasets show {dataset}"
+        )
     return [(Path(root) / path, label, fold) for root, path, label, fold in rows]

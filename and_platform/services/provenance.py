@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
 from and_platform import db
@@ -205,8 +205,9 @@ def record_failure(
 ) -> None:
     """Keep why a unit of work failed; a unit that fails again is updated, not doubled."""
     statement = insert(Failure).values(
-        stage=stage, scope=scope, unit=unit, reason=reason, detail=detail, run_id=run_id, clip_id=clip_id
-    )
+        stage=stage, scope=scope, unit=_storable(unit), reason=_storable(reason),
+        detail=None if detail is None else _storable(detail), run_id=run_id, clip_id=clip_id,
+    )  # fmt: skip
     session.execute(
         statement.on_conflict_do_update(
             index_elements=["stage", "scope", "unit"],
@@ -224,11 +225,21 @@ def record_failure(
 
 def resolve_failures(session: Session, *, stage: str, scope: str, units: Iterable[str]) -> int:
     """Mark the open failures of these units as resolved; returns how many there were."""
+    # One array, not a parameter for each: a statement has room for 65,535.
+    named = sa.cast([_storable(unit) for unit in units], ARRAY(sa.Text))
     result = session.execute(
         sa.update(Failure)
         .where(
-            Failure.stage == stage, Failure.scope == scope, Failure.resolved_at.is_(None), Failure.unit.in_(list(units))
+            Failure.stage == stage,
+            Failure.scope == scope,
+            Failure.resolved_at.is_(None),
+            Failure.unit == sa.any_(named),
         )
         .values(resolved_at=sa.func.now())
     )
     return int(getattr(result, "rowcount", 0))
+
+
+def _storable(text: str) -> str:
+    """Text as Postgres takes it: names of files and answers of models may hold NUL or half a surrogate pair."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "backslashreplace").decode("utf-8")

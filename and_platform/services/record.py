@@ -20,14 +20,15 @@ from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.backends.networks.layers import LayerSpec
 from and_platform.config import settings
 from and_platform.core.exemplars import EXEMPLARS_KEPT
-from and_platform.errors import AudioError, ConflictError, NotFoundError
+from and_platform.errors import AudioError, ConflictError, InputError, NotFoundError
 from and_platform.schema import ActivationBlock, Dataset, Layer, Network, ProbingSet, ProbingSetClip, Recording
 from and_platform.schema import Clip as ClipRow
 from and_platform.services import activations, datasets, networks, provenance
-from and_platform.services.progress import SILENT, Progress
+from and_platform.services.progress import SILENT, Advance, Progress
 from and_platform.services.provenance import RecipePlan
 
 _DECODERS = 4
+_MOST_MISSING = 0.1
 
 
 @dataclass
@@ -51,7 +52,7 @@ class _Member:
     sha256: str
 
 
-class _ClipsFailed(Exception):
+class _ClipsFailedError(Exception):
     """Clips that could not be read: the snapshot has to do without them."""
 
     def __init__(self, failures: list[tuple[_Member, str]]) -> None:
@@ -115,13 +116,16 @@ def record(
         with db.transaction(engine) as session:
             probing = datasets.snapshot(session, datasets.find(session, dataset).id)
             if probing.n_clips == 0:
-                raise NotFoundError(f"the data set '{dataset}' has no usable clips; see: andp failures --dataset {dataset}")
+                raise NotFoundError(
+                    f"the data set '{dataset}' has no usable clips; see: andp failures --dataset {dataset}"
+                )
             recording_id = ensure_recording(session, network.id, probing.id, plan(loaded, probing.sha256, pooling))
-            if copied_from:
+            if copied_from and copied_from[0] != recording_id:
                 _copy_blocks(session, copied_from[0], recording_id, copied_from[1])
+                _drop_abandoned(session, copied_from[0])
         try:
-            report = _record(engine, network, loaded, recording_id, probing, specs, progress)
-        except _ClipsFailed as exc:
+            report = _record(engine, network, loaded, dataset, recording_id, probing, specs, progress)
+        except _ClipsFailedError as exc:
             with db.transaction(engine) as session:
                 for member, reason in exc.failures:
                     provenance.record_failure(
@@ -140,7 +144,12 @@ def record(
 def ensure_recording(session: Session, network_id: int, probing_set_id: int, recipe: RecipePlan) -> int:
     """The recording of this recipe, made with its partitions where it is new."""
     recipe_id = provenance.recipe_id(session, recipe)
-    session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('make recording'), :id)"), {"id": recipe_id})
+    find = sa.select(Recording.id).where(Recording.recipe_id == recipe_id)
+    there = session.scalars(find).one_or_none()
+    if there is not None:
+        return there
+    # Attaching partitions takes this lock. Taken before the insert, two commands wait for each other, not for ever.
+    session.execute(sa.text("LOCK TABLE recordings IN SHARE ROW EXCLUSIVE MODE"))
     made = session.scalars(
         insert(Recording)
         .values(network_id=network_id, probing_set_id=probing_set_id, recipe_id=recipe_id)
@@ -150,13 +159,14 @@ def ensure_recording(session: Session, network_id: int, probing_set_id: int, rec
     if made is not None:
         activations.make_partitions(session, made)
         return made
-    return session.scalars(sa.select(Recording.id).where(Recording.recipe_id == recipe_id)).one()
+    return session.scalars(find).one()
 
 
 def _record(
     engine: sa.Engine,
     network: Network,
     loaded: LoadedNetwork,
+    dataset: str,
     recording_id: int,
     probing: ProbingSet,
     specs: Sequence[LayerSpec],
@@ -180,9 +190,11 @@ def _record(
         work: dict[int, list[LayerSpec]] = {}
         for block in range((n_clips + activations.BLOCK - 1) // activations.BLOCK if missing else 0):
             ids = [by_name[spec.name].id for spec in missing]
-            todo = activations.missing_layers(session, recording_id, block, ids)
-            work[block] = [spec for spec in missing if by_name[spec.name].id in todo]
+            lacking = activations.missing_layers(session, recording_id, block, ids)
+            work[block] = [spec for spec in missing if by_name[spec.name].id in lacking]
 
+    if any(work.values()):
+        _check_files(members, dataset)
     total = sum(activations.block_bounds(block, n_clips)[1] for block, todo in work.items() if todo)
     with progress.stage("record activations", total, "clips") as advance:
         for block, todo in work.items():
@@ -225,12 +237,11 @@ def _analyze(engine: sa.Engine, recording_id: int) -> None:
 
 
 def _compute(
-    loaded: LoadedNetwork, specs: Sequence[LayerSpec], members: Sequence[_Member], advance: object
+    loaded: LoadedNetwork, specs: Sequence[LayerSpec], members: Sequence[_Member], advance: Advance
 ) -> dict[str, activations.Half]:
     from and_platform.backends.networks.record import record_batches
     from and_platform.services.devices import device
 
-    assert callable(advance)
     parts: dict[str, list[activations.Half]] = {spec.name: [] for spec in specs}
     clips = _decoded(members, loaded.rate)
     for batch in record_batches(loaded, specs, clips, device=device(), batch_size=settings().batch_size):
@@ -257,7 +268,7 @@ def _decoded(members: Iterable[_Member], rate: int) -> Iterator[Clip]:
             if not failures:
                 yield clip
     if failures:
-        raise _ClipsFailed(failures)
+        raise _ClipsFailedError(failures)
 
 
 def _load(member: _Member, rate: int) -> Clip:
@@ -289,6 +300,30 @@ def _copy_blocks(session: Session, source: int, target: int, first_changed: int)
         ),
         {"target": target, "source": source, "changed": first_changed},
     )
+
+
+def _drop_abandoned(session: Session, recording_id: int) -> None:
+    """A recording that was given up for one on a smaller snapshot, before any of its layers was complete."""
+    used = session.scalar(
+        sa.text(
+            "SELECT EXISTS (SELECT FROM recorded_layers WHERE recording_id = :id)"
+            " OR EXISTS (SELECT FROM dissections WHERE recording_id = :id)"
+        ),
+        {"id": recording_id},
+    )
+    if not used:
+        activations.drop_partitions(session, recording_id)
+        session.execute(sa.delete(Recording).where(Recording.id == recording_id))
+
+
+def _check_files(members: Sequence[_Member], dataset: str) -> None:
+    """A data set that has moved is one error, not a failure for each of its clips."""
+    gone = [member.path for member in members if not member.path.exists()]
+    if len(gone) > _MOST_MISSING * len(members):
+        raise InputError(
+            f"{len(gone):,} of the {len(members):,} files of '{dataset}' are not there any more, e.g. {gone[0]}; "
+            f"if they moved: andp datasets relocate {dataset} NEW_ROOT"
+        )
 
 
 def overview(engine: sa.Engine) -> list[dict[str, object]]:

@@ -181,7 +181,12 @@ def _write(session: Session, recipe_id: int, layer: Layer, both: list[Points], r
         if isinstance(points, Exception):
             failed += 1
             provenance.record_failure(
-                session, stage="summarise", scope=scope, unit=f"{unit_of[neuron]} {side}", reason=str(points), run_id=run_id
+                session,
+                stage="summarise",
+                scope=scope,
+                unit=f"{unit_of[neuron]} {side}",
+                reason=str(points),
+                run_id=run_id,
             )
         else:
             ready.append((neuron, side, points))
@@ -190,7 +195,7 @@ def _write(session: Session, recipe_id: int, layer: Layer, both: list[Points], r
         session.execute(
             sa.text("SELECT neuron_id, side FROM summaries WHERE recipe_id = :recipe AND neuron_id = ANY (:neurons)"),
             {"recipe": recipe_id, "neurons": neurons},
-        ).tuples()
+        )
     )
     fresh = [row for row in ready if (row[0], row[1]) not in there]
     db.insert_new(
@@ -202,7 +207,9 @@ def _write(session: Session, recipe_id: int, layer: Layer, both: list[Points], r
     written = {
         (neuron, side): identity
         for identity, neuron, side in session.execute(
-            sa.text("SELECT id, neuron_id, side FROM summaries WHERE recipe_id = :recipe AND neuron_id = ANY (:neurons)"),
+            sa.text(
+                "SELECT id, neuron_id, side FROM summaries WHERE recipe_id = :recipe AND neuron_id = ANY (:neurons)"
+            ),
             {"recipe": recipe_id, "neurons": neurons},
         )
     }
@@ -219,7 +226,10 @@ def _write(session: Session, recipe_id: int, layer: Layer, both: list[Points], r
     if not failed:
         provenance.finish_layer(session, recipe_id, layer.id)
         provenance.resolve_failures(
-            session, stage="summarise", scope=scope, units=[f"{unit} {side}" for unit in unit_of.values() for side in SIDES]
+            session,
+            stage="summarise",
+            scope=scope,
+            units=[f"{unit} {side}" for unit in unit_of.values() for side in SIDES],
         )
 
 
@@ -235,4 +245,4 @@ def point_texts(session: Session, recipe_id: int, layer_ids: Sequence[int]) -> d
             )
         )
     )
-    return dict(rows.tuples().all())
+    return dict(rows.all())

@@ -19,6 +19,7 @@ JOIN recipes r ON r.id = k.recipe_id AND r.stage = 'match'
 JOIN concept_matches m ON m.recording_id = d.recording_id AND m.recipe_id = k.recipe_id
 JOIN concepts c ON c.id = m.concept_id
 JOIN neurons n ON n.id = m.neuron_id
+JOIN dissected_layers dl ON dl.dissection_id = d.id AND dl.layer_id = n.layer_id
 JOIN layers l ON l.id = n.layer_id
 JOIN networks w ON w.id = l.network_id;
 

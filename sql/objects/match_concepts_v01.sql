@@ -30,6 +30,7 @@ BEGIN
             USING HINT = 'use the concept_matches that andp dissect computed: it leaves those clips out';
     END IF;
 
+    -- A constant neuron (min = max) has no score: which clips move it most would be decided by their position alone.
     IF similarity = 'cos' THEN
         RETURN QUERY
         SELECT q.neuron_id, q.place::int, c.name, q.similarity::real
@@ -38,9 +39,10 @@ BEGIN
             FROM (
                 SELECT a.neuron_id, s.concept_id, c.position,
                        -sum(a.values::vector <#> s.scores)
-                           / nullif(sqrt(sum(l2_norm(a.values) ^ 2)) * sqrt(sum(vector_norm(s.scores) ^ 2)), 0)
+                           / (sqrt(sum(l2_norm(a.values) ^ 2)) * greatest(sqrt(sum(vector_norm(s.scores) ^ 2)), 1e-12))
                            AS similarity
                 FROM activations a
+                JOIN neuron_statistics x ON x.recording_id = a.recording_id AND x.neuron_id = a.neuron_id AND x.min < x.max
                 JOIN clip_concept_scores s ON s.stretch = a.stretch AND s.scoring_id = p.id
                 JOIN concepts c ON c.id = s.concept_id
                 WHERE a.recording_id = match_concepts.recording
@@ -48,7 +50,6 @@ BEGIN
                       SELECT n.id FROM neurons n JOIN layers l ON l.id = n.layer_id WHERE l.name = match_concepts.layer))
                 GROUP BY a.neuron_id, s.concept_id, c.position
             ) g
-            WHERE g.similarity IS NOT NULL
         ) q
         JOIN concepts c ON c.id = q.concept_id
         WHERE q.place <= k
@@ -65,6 +66,7 @@ BEGIN
             FROM (
                 SELECT a.neuron_id, s.concept_id, c.position, -sum(a.values <#> s.cubed) AS similarity
                 FROM activation_cubes a
+                JOIN neuron_statistics x ON x.recording_id = a.recording_id AND x.neuron_id = a.neuron_id AND x.min < x.max
                 JOIN clip_concept_scores s ON s.stretch = a.stretch AND s.scoring_id = p.id
                 JOIN concepts c ON c.id = s.concept_id
                 WHERE a.recording_id = match_concepts.recording
@@ -83,4 +85,4 @@ BEGIN
 END $$;
 
 COMMENT ON FUNCTION match_concepts IS
-'Closed-set matching in vector SQL: the k best concepts of each neuron of a recording, by cosine (cos) or by cubed cosine (cos_cubed), over the latest scores of that concept set and method. Restrict to one layer with layer => name.';
+'Closed-set matching in vector SQL: the k best concepts of each neuron of a recording, by cosine (cos) or by cubed cosine (cos_cubed), over the latest scores of that concept set and method. Neurons with the same activation on every clip have no row. Restrict to one layer with layer => name.';

@@ -43,12 +43,15 @@ BEGIN
                (row_number() OVER (ORDER BY q.hit DESC, q.neuron_id))::int, q.hit,
                'summary says: ' || q.headline, q.dissection_id
         FROM (
-            SELECT d.neuron_id, d.network, d.neuron, d.layer, d.block, d.unit, d.dissection_id,
-                   ts_rank(to_tsvector('english', c.summary), phrase) AS hit,
+            SELECT c.neuron_id, w.name AS network, l.name || '#' || n.unit AS neuron, l.name AS layer, l.block, n.unit,
+                   k.dissection_id, ts_rank(to_tsvector('english', c.summary), phrase) AS hit,
                    ts_headline('english', c.summary, phrase, 'MaxFragments=1, MaxWords=12, MinWords=3') AS headline
             FROM dissection_recipes k
             JOIN calibrations c ON c.recipe_id = k.recipe_id
-            JOIN neuron_descriptions d ON d.dissection_id = k.dissection_id AND d.neuron_id = c.neuron_id
+            JOIN neurons n ON n.id = c.neuron_id
+            JOIN dissected_layers dl ON dl.dissection_id = k.dissection_id AND dl.layer_id = n.layer_id
+            JOIN layers l ON l.id = n.layer_id
+            JOIN networks w ON w.id = l.network_id
             WHERE k.dissection_id = ANY (chosen) AND k.stage = 'calibrate'
               AND to_tsvector('english', c.summary) @@ phrase
         ) q
@@ -56,21 +59,31 @@ BEGIN
         LIMIT max_results;
 
     ELSIF strategy = 'open' THEN
-        -- Content words only: the parser drops 'of', 'the' … and gives stems, as terms.stem has them.
+        -- Content words only: the parser drops 'of', 'the' … and gives stems, as terms.stem has them. A compound
+        -- ('high-pitched') is found when all of its parts are among the words asked for.
         stems := tsvector_to_array(to_tsvector('english', wanted));
         RETURN QUERY
+        WITH found AS (
+            SELECT x.id, x.term, x.stem AS word FROM terms x WHERE x.stem = ANY (stems)
+            UNION
+            SELECT x.id, x.term, unnest(p.parts)
+            FROM terms x
+            CROSS JOIN LATERAL tsvector_to_array(to_tsvector('english', replace(x.term, '-', ' '))) AS p (parts)
+            WHERE x.term LIKE '%-%' AND p.parts <@ stems
+        )
         SELECT q.neuron_id, q.network, q.neuron, q.layer, q.block, q.unit,
                (row_number() OVER (ORDER BY q.n_words DESC, q.n DESC, q.neuron_id))::int,
                (q.n_words::real / greatest(cardinality(stems), 1))::real,
                'terms: ' || q.terms, q.dissection_id
         FROM (
             SELECT o.neuron_id, w.name AS network, l.name || '#' || n.unit AS neuron, l.name AS layer, l.block, n.unit,
-                   k.dissection_id, count(DISTINCT x.stem) AS n_words, sum(o.occurrences) AS n,
+                   k.dissection_id, count(DISTINCT x.word) AS n_words, sum(o.occurrences) AS n,
                    string_agg(DISTINCT x.term, ', ' ORDER BY x.term) AS terms
             FROM dissection_recipes k
             JOIN neuron_terms o ON o.recipe_id = k.recipe_id AND o.is_open_concept
-            JOIN terms x ON x.id = o.term_id AND x.stem = ANY (stems)
+            JOIN found x ON x.id = o.term_id
             JOIN neurons n ON n.id = o.neuron_id
+            JOIN dissected_layers dl ON dl.dissection_id = k.dissection_id AND dl.layer_id = n.layer_id
             JOIN layers l ON l.id = n.layer_id
             JOIN networks w ON w.id = l.network_id
             WHERE k.dissection_id = ANY (chosen) AND k.stage = 'extract'
@@ -82,11 +95,7 @@ BEGIN
 
     ELSIF strategy = 'meaning' THEN
         SELECT e.id, e.dim, e.name, te.embedding INTO enc
-        FROM summary_embeddings s
-        JOIN encoders e ON e.id = s.encoder_id
-        JOIN calibrations c ON c.id = s.calibration_id
-        JOIN dissection_recipes k
-          ON k.recipe_id = c.recipe_id AND k.stage = 'calibrate' AND k.dissection_id = ANY (chosen)
+        FROM encoders e
         LEFT JOIN LATERAL (
             SELECT m.embedding
             FROM texts t
@@ -94,6 +103,15 @@ BEGIN
             WHERE md5(t.text) IN (md5(concept), md5(wanted))
             LIMIT 1
         ) te ON true
+        WHERE EXISTS (
+            SELECT
+            FROM summary_embeddings s
+            JOIN calibrations c ON c.id = s.calibration_id
+            JOIN dissection_recipes k
+              ON k.recipe_id = c.recipe_id AND k.stage = 'calibrate' AND k.dissection_id = ANY (chosen)
+            WHERE s.encoder_id = e.id
+        )
+        ORDER BY te.embedding IS NULL, e.id
         LIMIT 1;
         IF enc.id IS NULL THEN
             RAISE EXCEPTION 'the summaries of this dissection have no embeddings' USING HINT = 'run: andp dissect';
@@ -116,6 +134,8 @@ BEGIN
                  JOIN calibrations c ON c.id = s.calibration_id
                  JOIN dissection_recipes k
                    ON k.recipe_id = c.recipe_id AND k.stage = ''calibrate'' AND k.dissection_id = ANY ($2)
+                 JOIN neurons n ON n.id = c.neuron_id
+                 JOIN dissected_layers dl ON dl.dissection_id = k.dissection_id AND dl.layer_id = n.layer_id
                  WHERE s.encoder_id = %2$s
                  ORDER BY (s.embedding::vector(%1$s)) <=> $1::vector(%1$s)
                  LIMIT $3

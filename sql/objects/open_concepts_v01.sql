@@ -18,6 +18,7 @@ JOIN dissection_recipes k ON k.dissection_id = d.id AND k.stage = 'extract'
 JOIN neuron_terms t ON t.recipe_id = k.recipe_id
 JOIN terms x ON x.id = t.term_id
 JOIN neurons n ON n.id = t.neuron_id
+JOIN dissected_layers dl ON dl.dissection_id = d.id AND dl.layer_id = n.layer_id
 JOIN layers l ON l.id = n.layer_id
 JOIN networks w ON w.id = l.network_id
 LEFT JOIN dissection_recipes j ON j.dissection_id = d.id AND j.stage = 'judge'

@@ -16,8 +16,13 @@ import numpy as np
 import pytest
 import soundfile
 import sqlalchemy as sa
+from click.testing import CliRunner, Result
+
+from and_platform.cli.main import cli
+from and_platform.errors import InputError, NotFoundError
 
 Andp = Callable[..., subprocess.CompletedProcess[str]]
+Inside = Callable[..., Result]
 
 RATE = 8_000
 
@@ -43,7 +48,20 @@ def start(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]
     )  # fmt: skip
 
 
-def test_ingest_reports_and_the_other_commands_show_it(andp: Andp, tmp_path: Path) -> None:
+@pytest.fixture
+def inside(environment: dict[str, str]) -> Inside:
+    """Run a command in this process, where starting one is not what is tested."""
+
+    def run(*arguments: str) -> Result:
+        result = CliRunner().invoke(cli, list(arguments), env=environment)
+        if result.exception:
+            raise result.exception
+        return result
+
+    return run
+
+
+def test_ingest_reports_and_the_other_commands_show_it(andp: Andp, inside: Inside, tmp_path: Path) -> None:
     root = folder(tmp_path / "noises", 5)
     (root / "class0" / "broken [1].wav").write_text("a text")
     done = andp("ingest", "folder", str(root), "--json")
@@ -51,56 +69,59 @@ def test_ingest_reports_and_the_other_commands_show_it(andp: Andp, tmp_path: Pat
     assert (report["new"], report["failed"], report["name"]) == (5, 1, "noises")
     assert report["failures"] == [["class0/broken [1].wav", "text: the file holds text, not sound"]]
 
-    again = andp("ingest", "folder", str(root))
+    again = inside("ingest", "folder", str(root))
     assert again.stdout == ""
     assert "5 unchanged, 1 failed" in again.stderr
     assert "class0/broken [1].wav: text: the file holds text, not sound" in again.stderr
 
-    (row,) = json.loads(andp("datasets", "list", "--json").stdout)
+    (row,) = json.loads(inside("datasets", "list", "--json").stdout)
     assert (row["name"], row["clips"], row["labels"], row["failures"]) == ("noises", 5, 3, 1)
-    shown = andp("datasets", "show", "noises").stdout
+    shown = inside("datasets", "show", "noises").stdout
     assert "class2" in shown and "median_frequency_hz" in shown and "broken [1].wav" in shown
-    failures = list(csv.DictReader(io.StringIO(andp("failures", "--dataset", "noises", "--csv").stdout)))
+    failures = list(csv.DictReader(io.StringIO(inside("failures", "--dataset", "noises", "--csv").stdout)))
     assert [(f["stage"], f["unit"]) for f in failures] == [("ingest", "class0/broken [1].wav")]
 
-    runs = json.loads(andp("runs", "list", "--json").stdout)
+    runs = json.loads(inside("runs", "list", "--json").stdout)
     assert [(run["command"], run["outcome"], run["counts"]) for run in runs] == [
         ("ingest folder", "ok", {"unchanged": 5, "failed": 1}),
         ("ingest folder", "ok", {"new": 5, "failed": 1}),
     ]
-    run = json.loads(andp("runs", "show", str(runs[0]["id"]), "--json").stdout)
+    run = json.loads(inside("runs", "show", str(runs[0]["id"]), "--json").stdout)
     assert run["arguments"]["location"] == str(root)
-    assert andp("runs", "show", "999", check=False).returncode == 3
+    with pytest.raises(NotFoundError, match="no run 999"):
+        inside("runs", "show", "999")
 
 
-def test_ingest_refuses_in_one_line(andp: Andp, tmp_path: Path) -> None:
+def test_ingest_refuses_in_one_line(andp: Andp, inside: Inside, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    done = andp("ingest", "folder", str(tmp_path / "none"), check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"andp: there is no folder {tmp_path / 'none'}\n"
     for arguments, message in (
-        (("folder", str(tmp_path / "none")), "there is no folder"),
         (("folder", str(tmp_path / "empty")), "holds no sound files"),
         (("esc50", str(tmp_path / "empty")), "not laid out as ESC-50 is published"),
         (("manifest", str(tmp_path / "m.csv")), "there is no file"),
     ):
-        done = andp("ingest", *arguments, check=False)
-        assert done.returncode == 2
-        assert message in done.stderr and done.stderr.startswith("andp: ") and done.stderr.count("\n") == 1
+        with pytest.raises(InputError, match=message):
+            inside("ingest", *arguments)
 
 
-def test_datasets_and_concepts_are_made_moved_and_dropped(andp: Andp, tmp_path: Path) -> None:
+def test_datasets_and_concepts_are_made_moved_and_dropped(inside: Inside, tmp_path: Path) -> None:
     root = folder(tmp_path / "noises", 3)
-    andp("ingest", "folder", str(root), "--name", "n")
+    inside("ingest", "folder", str(root), "--name", "n")
     root.rename(tmp_path / "moved")
-    assert "3 of 3 files are there, 3 compared" in andp("datasets", "relocate", "n", str(tmp_path / "moved")).stderr
-    assert "'n-labels'" in andp("concepts", "from-labels", "n").stderr
-    rows = json.loads(andp("concepts", "show", "n-labels", "--json").stdout)
+    assert "3 of 3 files are there, 3 compared" in inside("datasets", "relocate", "n", str(tmp_path / "moved")).stderr
+    assert "'n-labels'" in inside("concepts", "from-labels", "n").stderr
+    rows = json.loads(inside("concepts", "show", "n-labels", "--json").stdout)
     assert [row["name"] for row in rows] == ["class0", "class1", "class2"]
     (tmp_path / "pets.txt").write_text("dog\ncat\nDog\n")
-    assert "2 concepts, imported" in andp("concepts", "import", str(tmp_path / "pets.txt")).stderr
-    assert "'Dog' is the same as 'dog'" in andp("concepts", "import", str(tmp_path / "pets.txt")).stderr
-    andp("concepts", "drop", "pets", "--yes")
-    andp("datasets", "drop", "n", "--yes")
-    assert json.loads(andp("datasets", "list", "--json").stdout) == []
-    assert andp("datasets", "show", "n", check=False).returncode == 3
+    assert "2 concepts, imported" in inside("concepts", "import", str(tmp_path / "pets.txt")).stderr
+    assert "'Dog' is the same as 'dog'" in inside("concepts", "import", str(tmp_path / "pets.txt")).stderr
+    inside("concepts", "drop", "pets", "--yes")
+    inside("datasets", "drop", "n", "--yes")
+    assert json.loads(inside("datasets", "list", "--json").stdout) == []
+    with pytest.raises(NotFoundError, match="no data set 'n'"):
+        inside("datasets", "show", "n")
 
 
 def test_a_killed_ingest_goes_on_when_it_is_run_again(
@@ -140,9 +161,5 @@ def test_two_ingests_at_once_both_finish(engine: sa.Engine, environment: dict[st
 
 @pytest.mark.parametrize("kind", ["folder", "manifest", "esc50", "urbansound8k", "gtzan", "sample"])
 def test_every_source_has_help_with_an_example(kind: str) -> None:
-    from click.testing import CliRunner
-
-    from and_platform.cli.main import cli
-
     shown = CliRunner().invoke(cli, ["ingest", kind, "--help"]).output
     assert f"andp ingest {kind}" in shown and "Example" in shown

@@ -306,6 +306,20 @@ def test_a_name_belongs_to_one_folder_and_one_kind(engine: sa.Engine, tmp_path: 
         ingest(engine, Source("folder", root), name=" \n")
 
 
+def test_the_sample_follows_the_package_when_it_is_installed_elsewhere(
+    engine: sa.Engine, tmp_path: Path, in_process: None
+) -> None:
+    root = folder(tmp_path / "old" / "sample", 2)
+    (root / "manifest.csv").write_text("path,label\nlow/000.wav,low\nhigh/001.wav,high\n")
+    assert figures(ingest(engine, Source("sample", root / "manifest.csv"))) == {"new": 2}
+    (tmp_path / "old").rename(tmp_path / "new")
+    report = ingest(engine, Source("sample", tmp_path / "new" / "sample" / "manifest.csv"))
+    assert figures(report) == {"unchanged": 2}
+    with db.reading(engine) as session:
+        (dataset,) = session.scalars(sa.select(Dataset))
+    assert (dataset.name, dataset.root) == ("sample", str(tmp_path / "new" / "sample"))
+
+
 # ---------------------------------------------------------------------- disturbed
 
 

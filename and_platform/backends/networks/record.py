@@ -63,6 +63,8 @@ def record_batches(
     ActivationError
         A clip has another rate or no samples, or a layer returns nothing that can be pooled.
     """
+    if not layers:
+        raise ActivationError("no layer was chosen to record")
     names = [layer.name for layer in layers]
     for clips_of_batch, pooled, _ in _passes(network, layers, clips, device, batch_size):
         values = _to_half(pooled, layers, clips_of_batch)

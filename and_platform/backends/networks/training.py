@@ -47,25 +47,25 @@ class TrainConfig:
     """
 
     seed: int = 0
-    epochs: int = 150
-    batch_size: int = 32
-    learning_rate: float = 1e-3
+    epochs: int = 100
+    batch_size: int = 16
+    learning_rate: float = 7e-4
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.05
     hidden: int = 192
     layers: int = 4
     heads: int = 3
-    frames: int = 256  # of 10 ms: what the network hears of a clip, from its start
+    frames: int = 192  # of 10 ms: what the network hears of a clip, from its start
     mel_bins: int = 64
     stride: int = 16  # of the patches, which are 16 x 16
     dropout: float = 0.0  # in attention too, where it costs the fast path of a CPU
-    mixup: float = 0.5  # share of batches in which clips are added to each other
+    mixup: float = 0.25  # share of batches in which clips are added to each other
     crop: float = 0.5  # share of clips heard from another point than their start
-    gain: float = 1.5  # largest change of level, in nepers of energy
-    pitch: int = 2  # largest shift along the mel axis, in bins
+    gain: float = 1.0  # largest change of level, in nepers of energy
+    pitch: int = 1  # largest shift along the mel axis, in bins
     frequency_mask: int = 8  # widest band hidden, in bins
-    time_mask: int = 32  # longest stretch hidden, in frames
+    time_mask: int = 16  # longest stretch hidden, in frames
     average: float = 0.995  # decay of the running average of the weights, which is what is saved
 
 
@@ -392,6 +392,8 @@ def _write_record(
         "recipe": asdict(config),
         "final_loss": round(result.epochs[-1].loss, 4),
         "seconds": round(result.seconds, 1),
+        # the same weights again are promised for the same versions, threads and kind of processor
+        "made_with": {"torch": torch.__version__, "threads": torch.get_num_threads()},
         **provenance,
     }
     path = result.directory / "training.json"

@@ -1,0 +1,203 @@
+"""The platform in Python: one object, made for notebooks.
+
+    import and_platform
+    andp = and_platform.open()
+    andp.dissect("sample-ast")
+    andp.neurons("water")
+
+Rows come as pandas DataFrames. Everything here is also a command of `andp`; both call the same services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from and_platform import db
+from and_platform.config import Settings
+from and_platform.services import ask, dissections, provenance
+from and_platform.services.ask import NeuronReport
+from and_platform.services.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from and_platform.schema import Network
+    from and_platform.services.dissect import DissectReport
+    from and_platform.services.ingest import IngestReport
+
+
+class Platform:
+    """A database and what can be done with it. Made by `and_platform.open`.
+
+    Parameters
+    ----------
+    engine
+        Engine of a database with the schema.
+    progress
+        Listens to long work; default: nobody.
+    """
+
+    def __init__(self, engine: sa.Engine, progress: Progress = SILENT) -> None:
+        self.engine = engine
+        self.progress = progress
+
+    def __enter__(self) -> Platform:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Platform on {self.engine.url.render_as_string(hide_password=True).replace('+psycopg', '')}>"
+
+    def close(self) -> None:
+        """Close the connections. The embedded server keeps running."""
+        self.engine.dispose()
+
+    # ------------------------------------------------------------------ filling
+
+    def ingest(
+        self, source: str | Path, *, kind: str | None = None, name: str | None = None, **options: Any
+    ) -> IngestReport:
+        """Bring a data set in, or up to date.
+
+        Parameters
+        ----------
+        source
+            A folder whose subfolders are labels, a manifest (CSV, JSONL, Parquet), the folder of a published data set
+            (with `kind`), or "sample".
+        kind
+            folder, manifest, esc50, urbansound8k, gtzan; default: by what `source` is.
+        name
+            Name of the data set; default: the folder's.
+        options
+            `processes`, `prune`, as of `andp ingest`.
+
+        Returns
+        -------
+        IngestReport
+            Counts, failures and duplicates.
+        """
+        from and_platform.backends.datasets import Source
+        from and_platform.services.ingest import ingest
+
+        if source == "sample" and kind in (None, "sample"):
+            made = Source.sample()
+        else:
+            path = Path(source).expanduser()
+            made = Source(kind or ("folder" if path.is_dir() else "manifest"), path)
+        with provenance.run(
+            self.engine, f"ingest {made.kind}", {"source": str(source), "name": name, **options}
+        ) as run:
+            return ingest(self.engine, made, name=name, progress=self.progress, run=run, **options)
+
+    def add_network(self, name: str, location: str | Path, **options: Any) -> Network:
+        """Add a network: a `transformers` directory or hub id, or `module:factory`.
+
+        Options are `trained_on` and `held_out_fold`, as of `andp networks add`.
+        """
+        from and_platform.services import networks
+
+        with provenance.run(self.engine, "networks add", {"name": name, "location": str(location), **options}):
+            return networks.add(self.engine, name, str(location), **options)
+
+    def dissect(self, network: str, **options: Any) -> DissectReport:
+        """Find out what each neuron of a network responds to.
+
+        Options are the fields of `and_platform.services.dissect.Options`: `dataset`, `concepts`, `layers`, `top_k`,
+        `threshold`, `llm` … What is there already is reused.
+        """
+        from and_platform.services import samples
+        from and_platform.services.dissect import Options, dissect
+
+        settled = Options.from_mapping(options)
+        samples.ensure(self.engine, network, settled.dataset, self.progress)
+        with provenance.run(self.engine, "dissect", {"network": network, **options}) as run:
+            return dissect(self.engine, network, settled, progress=self.progress, run=run)
+
+    # ------------------------------------------------------------------ asking
+
+    def neuron(
+        self, network: str, name: str, *, dissection: int | None = None, exemplars: int | None = None
+    ) -> NeuronReport:
+        """Everything known of a neuron, named LAYER#UNIT ("b03.ff_in#17")."""
+        return ask.neuron(self.engine, network, name, dissection=dissection, exemplars=exemplars)
+
+    def neurons(self, concept: str, **options: Any) -> pd.DataFrame:
+        """The neurons that respond to a concept, best first, and why each.
+
+        Options are those of `and_platform.services.ask.neurons`: `strategy`, `network`, `layer`, `words`, `limit` …
+        """
+        return _frame(
+            ask.neurons(self.engine, concept, **options),
+            ("neuron", "network", "layer", "block", "unit", "rank", "score", "why", "dissection_id"),
+        )
+
+    def search(self, text: str, *, network: str | None = None, limit: int = 10) -> pd.DataFrame:
+        """Neurons whose summaries are near a text in meaning or contain its words."""
+        return _frame(
+            ask.search(self.engine, text, network=network, limit=limit),
+            ("neuron", "network", "cosine", "in_text", "calibrated_summary", "score", "dissection_id"),
+        )
+
+    def dissections(self) -> pd.DataFrame:
+        """One row per dissection."""
+        return _frame(
+            dissections.overview(self.engine), ("id", "network", "dataset", "concept_set", "status", "current")
+        )
+
+    def sql(self, query: str, *, write: bool = False, timeout: float = 60.0) -> pd.DataFrame:
+        """The answer to a query, in a read-only transaction unless `write`."""
+        import pandas as pd
+
+        columns, rows = ask.sql(self.engine, query, write=write, timeout=timeout)
+        return pd.DataFrame.from_records(rows, columns=columns)
+
+    def activations(
+        self, network: str, layer: str, *, dataset: str | None = None
+    ) -> tuple[Any, list[str], list[str | None]]:
+        """Recorded activations of a layer.
+
+        Returns
+        -------
+        values : float16 array [units, clips]
+        paths : list of str
+            The clips' paths, in order of the columns.
+        labels : list of str or None
+            The clips' main labels.
+        """
+        return ask.activations(self.engine, network, layer, dataset=dataset)
+
+
+def open(url: str | None = None, *, home: str | Path | None = None, progress: Progress = SILENT) -> Platform:
+    """Open the database: the embedded one, or that of `url` or `ANDP_DATABASE_URL`.
+
+    Parameters
+    ----------
+    url
+        `postgresql://user:password@host/database`; default: the environment's, else the embedded server.
+    home
+        Folder of the embedded database; default: `ANDP_HOME`, else the user's data folder.
+    progress
+        Listens to long work, e.g. `and_platform.cli.output.Bars()`.
+    """
+    given: dict[str, Any] = {}
+    if url is not None:
+        given["database_url"] = url
+    if home is not None:
+        given["home"] = Path(home)
+    return Platform(db.connect(Settings(**given)), progress)
+
+
+def _frame(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows as a DataFrame that has its columns even where there are no rows."""
+    import pandas as pd
+
+    return pd.DataFrame.from_records(rows, columns=None if rows else list(columns))
