@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs constraints clean
 
 demo: $(STAMP)
 	$(VENV)/bin/andp demo
@@ -24,6 +24,15 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# Exact versions anew, from an environment made of the ranges in pyproject.toml alone. torch first: its CPU build, where
+# there is one, must not be replaced.
+constraints:
+	rm -rf .cache/constraints && $(PYTHON) -m venv .cache/constraints
+	.cache/constraints/bin/python -m pip install --quiet torch==2.13.0
+	.cache/constraints/bin/python -m pip install --quiet -e '.[dev,spacy]'
+	{ echo "# Exact versions that the tests run with. Made from a fresh environment by: make constraints"; \
+	  .cache/constraints/bin/python -m pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==' | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.txt
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

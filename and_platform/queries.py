@@ -71,6 +71,15 @@ def insert_neuron_terms(
     return int(result.rowcount)
 
 
+def insert_summary_embeddings(session: Session, *, encoder: int, calibrate_recipe: int, layer: int) -> int:
+    """Write the vectors of a layer's calibrated summaries that have none; returns how many."""
+    result = session.connection().exec_driver_sql(
+        all_queries()["insert_summary_embeddings"],
+        {"encoder": encoder, "calibrate_recipe": calibrate_recipe, "layer": layer},
+    )
+    return int(result.rowcount)
+
+
 def search_summaries(
     session: Session,
     *,

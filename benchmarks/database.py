@@ -149,7 +149,8 @@ def run(home: Path, arguments: argparse.Namespace) -> None:
         assert match.match(engine, recording_id, scoring_id, layers, recipes) == 0
     with timed("SQL: best 5 concepts of one layer of 768 by cosine"), db.reading(engine) as session:
         session.execute(
-            sa.text("SELECT count(*) FROM match_concepts(:r, 'synthetic', 'cos', 5, layer => 'b00.attn_out')"), {"r": recording_id}
+            sa.text("SELECT count(*) FROM match_concepts(:r, 'synthetic', 'cos', 5, layer => 'b00.attn_out')"),
+            {"r": recording_id},
         )
     with db.reading(engine) as session:
         size = session.scalar(sa.text("SELECT pg_database_size(current_database())"))

@@ -61,7 +61,8 @@ def _openai() -> Callable[..., Any]:
         model, at, url = where.rpartition("@")
         if not at or not model:
             raise ConfigError(f"'openai:{where}' names no endpoint; write openai:MODEL@http://host:port/v1")
-        return _call("openai", OpenAILLM, model, url, **options)
+        llm: OpenAILLM = _call("openai", OpenAILLM, model, url, **options)
+        return llm
 
     return make
 

@@ -34,7 +34,7 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("-k", "--top-k", type=int, help="Exemplars a side that summaries are made of.  [default: 5]"),
         click.option(
-            "-t", "--threshold", type=float, help="Cosine at which a low point removes a high one.  [default: 0.7]"
+            "-t", "--threshold", type=float, help="Cosine above which a low point removes a high one.  [default: 0.7]"
         ),
         click.option(
             "--method", "methods", metavar="M,…", callback=_split, help=f"Closed-set methods: {', '.join(METHODS)}."
@@ -45,14 +45,16 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--all-similarities", is_flag=True, default=None, help="All five functions for hidden layers too."
         ),
-        click.option("--clips", type=int, help="Match hidden layers on that many most active clips only."),
+        click.option(
+            "--clips", type=int, help="Match hidden layers on that many most active clips only.  [default: all]"
+        ),
         click.option(
             "--captioner", help="auto, source, describer, joined, file:PATH, audio-lm:DIRECTORY.  [default: auto]"
         ),
         click.option(
             "--summariser", type=click.Choice(["extractive", "llm"]), help="Who summarises.  [default: the LLM, if set]"
         ),
-        click.option("--llm", help="openai:MODEL@URL, transformers:DIRECTORY, vllm:MODEL, llamacpp."),
+        click.option("--llm", help="openai:MODEL@URL, transformers:DIRECTORY, vllm:MODEL, llamacpp.  [default: none]"),
         click.option(
             "--judge", type=click.Choice(["anchor", "llm"]), help="Who judges adjectives.  [default: the LLM, if set]"
         ),
@@ -71,7 +73,9 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("network")
 @options
 @click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with a table [dissect]."
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with a table [dissect]; what the command line says goes before it.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be computed, and about how long it takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")

@@ -12,7 +12,7 @@ from and_platform.services import dissections
 
 @click.group("dissections")
 def command() -> None:
-    """Dissections that have been made."""
+    """Dissections: list, look at, compare, pin, drop."""
 
 
 @command.command("list")
@@ -31,7 +31,12 @@ def list_(ctx: click.Context, output_format: str) -> None:
 @format_options
 @click.pass_context
 def show(ctx: click.Context, dissection: int, output_format: str) -> None:
-    """Show what a dissection was made with, and what came out by layer."""
+    """Show what a dissection was made with, and what came out by layer.
+
+    \b
+    Example:
+      andp dissections show 1
+    """
     found = dissections.show(db.connect(tell=bars(ctx).note), dissection)
     if output_format == "json":
         print_json(found)
@@ -75,10 +80,16 @@ def diff(ctx: click.Context, left: int, right: int, output_format: str) -> None:
 
 @command.command()
 @click.argument("dissection", type=int)
-@click.option("--off", is_flag=True, help="Let go of it: the latest is current again.")
+@click.option("--off", is_flag=True, help="Unpin it: the latest complete one is current again.")
 @click.pass_context
 def pin(ctx: click.Context, dissection: int, off: bool) -> None:
-    """Make a dissection the current one, whatever comes later."""
+    """Make a dissection the current one, whatever comes later.
+
+    \b
+    Examples:
+      andp dissections pin 1
+      andp dissections pin 1 --off
+    """
     dissections.pin(db.connect(tell=bars(ctx).note), dissection, pinned=not off)
     messages().print(f"dissection {dissection} is {'no longer pinned' if off else 'pinned'}")
 
@@ -87,6 +98,11 @@ def pin(ctx: click.Context, dissection: int, off: bool) -> None:
 @click.argument("dissection", type=int)
 @click.pass_context
 def drop(ctx: click.Context, dissection: int) -> None:
-    """Drop a dissection and what no other one uses. Its recording, captions and answers stay."""
+    """Drop a dissection and what no other one uses. Its recording, captions and answers stay.
+
+    \b
+    Example:
+      andp dissections drop 2
+    """
     gone = dissections.drop(db.connect(tell=bars(ctx).note), dissection)
     messages().print(f"dropped dissection {dissection} and {gone:,} rows that no other dissection uses")

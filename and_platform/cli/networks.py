@@ -15,7 +15,7 @@ from and_platform.services import networks, provenance
 
 @click.group("networks")
 def command() -> None:
-    """The networks under study."""
+    """Networks under study: add, list, look at, train, drop."""
 
 
 @command.command()
@@ -79,7 +79,12 @@ def show(ctx: click.Context, name: str, output_format: str) -> None:
 @click.argument("name")
 @click.pass_context
 def drop(ctx: click.Context, name: str) -> None:
-    """Forget a network that nothing was recorded of."""
+    """Forget a network that nothing was recorded of. Its files stay.
+
+    \b
+    Example:
+      andp networks drop old-ast
+    """
     networks.drop(db.connect(tell=bars(ctx).note), name)
     messages().print(f"dropped {name}")
 
@@ -90,6 +95,10 @@ def drop(ctx: click.Context, name: str) -> None:
 @click.option("--held-out-fold", type=int, default=1, show_default=True, help="Fold to leave out and test on.")
 @click.option("--seed", type=int, default=None, help="Seed of weights, order and augmentation.")
 @click.option("--epochs", type=int, default=None, help="Passes over the training clips.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True,
+    help="Threads of the arithmetic. The outcome depends on it; one is fastest for a network this small.",
+)  # fmt: skip
 @click.option("--add", "name", metavar="NAME", help="Add the result as a network of that name.")
 @click.pass_context
 def train(
@@ -99,6 +108,7 @@ def train(
     held_out_fold: int,
     seed: int | None,
     epochs: int | None,
+    threads: int,
     name: str | None,
 ) -> None:
     """Train a small AST on a data set, and write it to DIRECTORY.
@@ -111,11 +121,14 @@ def train(
       andp networks train ./my-ast --dataset sample --add my-ast
       andp networks train ./quick --epochs 10 --seed 3
     """
+    import torch
+
     from and_platform.backends import audio
     from and_platform.backends.networks.training import RATE, TrainConfig, TrainItem, train_ast
 
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty; name a new folder")
+    torch.set_num_threads(threads)
     listener = bars(ctx)
     engine = db.connect(tell=listener.note)
     options = {key: value for key, value in (("seed", seed), ("epochs", epochs)) if value is not None}

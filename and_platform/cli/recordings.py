@@ -12,7 +12,7 @@ from and_platform.services import record
 
 @click.group("recordings")
 def command() -> None:
-    """Activations that have been recorded."""
+    """Recordings of activations: list, drop."""
 
 
 @command.command("list")
@@ -31,6 +31,11 @@ def list_(ctx: click.Context, output_format: str) -> None:
 @click.argument("recording", type=int)
 @click.pass_context
 def drop(ctx: click.Context, recording: int) -> None:
-    """Drop a recording that no dissection reads; its activations go at once."""
+    """Drop a recording that no dissection reads; its activations go at once.
+
+    \b
+    Example:
+      andp recordings drop 3
+    """
     record.drop(db.connect(tell=bars(ctx).note), recording)
     messages().print(f"dropped recording {recording}")

@@ -224,7 +224,9 @@ class CalibratedPoint(Base):
 
 class SummaryEmbedding(Base):
     __tablename__ = "summary_embeddings"
-    __table_args__ = ({"comment": "Unit vectors of calibrated summaries; one HNSW index per encoder."},)
+    __table_args__ = (
+        {"comment": "Unit vectors of calibrated summaries, the mean of their points'; one HNSW index per encoder."},
+    )
 
     encoder_id: Mapped[int] = reference("encoders.id", "The encoder.", key=True)
     calibration_id: Mapped[int] = reference("calibrations.id", "The summary.", cascade=True, key=True, index=True)

@@ -443,9 +443,7 @@ def _embed(engine: sa.Engine, plan: Plan, tools: Tools, progress: Progress) -> i
         recipe_id = provenance.find_recipe(session, plan.calibrate)
     if recipe_id is None:
         return 0
-    return embed.embed_summaries(
-        engine, tools.sentence_encoder, recipe_id, [layer.id for layer in plan.layers], progress
-    )
+    return embed.embed_summaries(engine, tools.sentence_encoder, recipe_id, plan.layers, progress)
 
 
 def _ensure_dissection(session: Session, plan: Plan, options: Options, recording_id: int) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import sqlalchemy as sa
@@ -12,9 +11,9 @@ from pgvector import Vector
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from and_platform import db
+from and_platform import db, queries
 from and_platform.backends.base import TextEncoder
-from and_platform.schema import Encoder
+from and_platform.schema import Encoder, Layer
 from and_platform.services import provenance
 from and_platform.services.progress import SILENT, Progress
 from and_platform.services.provenance import RecipePlan
@@ -72,43 +71,41 @@ def embed_texts(
             {"ids": list(text_ids), "encoder": encoder_id},
         ).all()
 
-    def write(session: Session, rows: Sequence[Any], vectors: Floats) -> None:
-        _insert(session, "text_embeddings", "text_id", encoder_id, [row.id for row in rows], vectors)
-
-    _in_batches(
-        engine, missing, lambda rows: encoder.embed_texts([row.text for row in rows]), write, name, "texts", progress
-    )
+    if missing:
+        with progress.stage(name, len(missing), "texts") as advance:
+            for start in range(0, len(missing), _BATCH):
+                batch = missing[start : start + _BATCH]
+                vectors = encoder.embed_texts([row.text for row in batch])
+                with db.transaction(engine) as session:
+                    _insert(session, encoder_id, [row.id for row in batch], vectors)
+                advance(len(batch))
     return encoder_id
 
 
 def embed_summaries(
-    engine: sa.Engine, encoder: TextEncoder, calibrate_recipe_id: int, layer_ids: Sequence[int], progress: Progress
+    engine: sa.Engine,
+    encoder: TextEncoder,
+    calibrate_recipe_id: int,
+    layers: Sequence[Layer],
+    progress: Progress = SILENT,
 ) -> int:
-    """Embed the calibrated summaries that have no vector yet; equal summaries are encoded once. Returns how many."""
+    """Vectors of the calibrated summaries that have none, a layer a transaction; returns how many were made.
+
+    A summary's vector is the normalised mean of its points' vectors. Those are there since calibration, so that
+    nothing is encoded, and a summary of many points is not cut at the encoder's longest input.
+    """
     with db.transaction(engine) as session:
         encoder_id = ensure_encoder(session, encoder)
         ensure_summary_index(session, encoder_id, encoder.dim)
-        missing = session.execute(
-            sa.text(
-                "SELECT c.summary AS text, array_agg(c.id ORDER BY c.id) AS ids FROM calibrations c"
-                " JOIN neurons n ON n.id = c.neuron_id WHERE c.recipe_id = :recipe AND n.layer_id = ANY (:layers)"
-                " AND c.summary <> '' AND NOT EXISTS (SELECT FROM summary_embeddings e"
-                "   WHERE e.encoder_id = :encoder AND e.calibration_id = c.id)"
-                " GROUP BY c.summary ORDER BY min(c.id)"
-            ),
-            {"recipe": calibrate_recipe_id, "encoder": encoder_id, "layers": list(layer_ids)},
-        ).all()
-
-    def write(session: Session, rows: Sequence[Any], vectors: Floats) -> None:
-        ids = [identity for row in rows for identity in row.ids]
-        spread = vectors.repeat([len(row.ids) for row in rows], axis=0)
-        _insert(session, "summary_embeddings", "calibration_id", encoder_id, ids, spread)
-
-    _in_batches(
-        engine, missing, lambda rows: encoder.embed_texts([row.text.replace("\n", " ") for row in rows]), write,
-        "embed summaries", "summaries", progress,
-    )  # fmt: skip
-    return sum(len(row.ids) for row in missing)
+    made = 0
+    with progress.stage("embed summaries", sum(layer.n_units for layer in layers), "neurons") as advance:
+        for layer in layers:
+            with db.transaction(engine) as session:
+                made += queries.insert_summary_embeddings(
+                    session, encoder=encoder_id, calibrate_recipe=calibrate_recipe_id, layer=layer.id
+                )
+            advance(layer.n_units)
+    return made
 
 
 def text_vectors(session: Session, encoder_id: int, text_ids: Sequence[int]) -> Floats:
@@ -124,30 +121,10 @@ def text_vectors(session: Session, encoder_id: int, text_ids: Sequence[int]) -> 
     return vectors[places]
 
 
-def _in_batches(
-    engine: sa.Engine,
-    rows: Sequence[Any],
-    encode: Callable[[Sequence[Any]], Floats],
-    write: Callable[[Session, Sequence[Any], Floats], None],
-    name: str,
-    unit: str,
-    progress: Progress,
-) -> None:
-    if not rows:
-        return
-    with progress.stage(name, len(rows), unit) as advance:
-        for start in range(0, len(rows), _BATCH):
-            batch = rows[start : start + _BATCH]
-            vectors = encode(batch)
-            with db.transaction(engine) as session:
-                write(session, batch, vectors)
-            advance(len(batch))
-
-
-def _insert(session: Session, table: str, key: str, encoder_id: int, ids: Sequence[int], vectors: Floats) -> None:
+def _insert(session: Session, encoder_id: int, text_ids: Sequence[int], vectors: Floats) -> None:
     db.insert_new(
         session,
-        table,
-        {"encoder_id": "int8", key: "int8", "embedding": "vector"},
-        ((encoder_id, identity, Vector(vector)) for identity, vector in zip(ids, vectors, strict=True)),
+        "text_embeddings",
+        {"encoder_id": "int8", "text_id": "int8", "embedding": "vector"},
+        ((encoder_id, text_id, Vector(vector)) for text_id, vector in zip(text_ids, vectors, strict=True)),
     )

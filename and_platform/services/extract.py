@@ -138,7 +138,8 @@ def extract(
 def _keep_tags(
     session: Session, recipe_id: int, text_ids: Sequence[int], found: Sequence[Sequence[terms.Term]]
 ) -> None:
-    wanted = list(dict.fromkeys((term.term, str(term.pos)) for of_text in found for term in of_text))
+    # Sorted: two processes that insert the same terms in different orders would wait for each other for ever.
+    wanted = sorted({(term.term, str(term.pos)) for of_text in found for term in of_text})
     if wanted:
         session.execute(
             insert(Term)

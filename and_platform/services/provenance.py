@@ -154,10 +154,10 @@ def _mark_interrupted(session: Session) -> None:
         sa.select(Run).where(Run.outcome == "running", Run.machine["host"].astext == socket.gethostname())
     )
     for row in open_runs:
-        pid, started = row.machine.get("pid"), row.machine.get("process_started")
         try:
-            alive = pid is not None and abs(psutil.Process(pid).create_time() - started) < 1
-        except (psutil.Error, TypeError):
+            process = psutil.Process(int(row.machine["pid"]))
+            alive = abs(process.create_time() - float(row.machine["process_started"])) < 1
+        except (psutil.Error, KeyError, TypeError):
             alive = False
         if not alive:
             row.outcome = "interrupted"

@@ -1022,7 +1022,7 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["encoder_id"], ["encoders.id"], name=op.f("fk_summary_embeddings_encoder_id")),
         sa.PrimaryKeyConstraint("encoder_id", "calibration_id", name=op.f("pk_summary_embeddings")),
-        comment="Unit vectors of calibrated summaries; one HNSW index per encoder.",
+        comment="Unit vectors of calibrated summaries, the mean of their points'; one HNSW index per encoder.",
     )
     op.create_index(
         op.f("ix_summary_embeddings_calibration_id"), "summary_embeddings", ["calibration_id"], unique=False

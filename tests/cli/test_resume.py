@@ -61,7 +61,7 @@ POINTS = [
     ("and_platform.services.calibrate._calibrate_layer", 3, "after"),
     ("and_platform.services.extract._keep_tags", 1, "after"),
     ("and_platform.queries.insert_neuron_terms", 2, "before"),
-    ("and_platform.services.embed._insert", 4, "after"),
+    ("and_platform.queries.insert_summary_embeddings", 2, "after"),
 ]
 
 

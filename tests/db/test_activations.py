@@ -14,7 +14,7 @@ import torch
 from and_platform import db
 from and_platform.core.exemplars import EXEMPLARS_KEPT, exemplars, statistics
 from and_platform.core.similarity import SIMILARITIES
-from and_platform.errors import AndpError, IncompleteError
+from and_platform.errors import AndpError, DatabaseError, IncompleteError
 from and_platform.schema import ActivationBlock, Layer, Network, ProbingSet, RecordedLayer, Recording
 from and_platform.services import activations, datasets, record
 from and_platform.services.activations import Stretch, stretches
@@ -127,8 +127,8 @@ def test_exemplars_and_statistics_are_those_of_the_stored_values(engine: sa.Engi
         assert [len(row.positions) for row in rows] == [EXEMPLARS_KEPT] * len(rows)
         np.testing.assert_array_equal([row.positions for row in high], expected.high_positions)
         np.testing.assert_array_equal([row.positions for row in low], expected.low_positions)
-        np.testing.assert_array_equal(np.float32([row.activations for row in high]), expected.high_values)
-        np.testing.assert_array_equal(np.float32([row.activations for row in low]), expected.low_values)
+        np.testing.assert_array_equal(np.array([row.activations for row in high], np.float32), expected.high_values)
+        np.testing.assert_array_equal(np.array([row.activations for row in low], np.float32), expected.low_values)
         np.testing.assert_allclose(np.asarray(found).T, np.stack(statistics(stored)), rtol=1e-6, atol=1e-7)
 
 
@@ -153,8 +153,8 @@ def test_cubes_are_centred_cubed_and_of_unit_length(engine: sa.Engine, small_blo
             parts = found[world.neurons[f"{name}#{unit}"]]
             np.testing.assert_allclose(np.concatenate([parts[i] for i in sorted(parts)]), expected, atol=1e-6)
     # The same as the function's own vectors: its score of a neuron with itself is the squared length.
-    unit = torch.from_numpy(world.values["b00.ff_in"].astype(np.float32))
-    self_scores = SIMILARITIES["cos_cubed"](unit, unit.T).diagonal().numpy()
+    hidden = torch.from_numpy(world.values["b00.ff_in"].astype(np.float32))
+    self_scores = SIMILARITIES["cos_cubed"](hidden, hidden.T).diagonal().numpy()
     lengths = [sum(x * x for part in found[world.neurons[f"b00.ff_in#{i}"]].values() for x in part) for i in range(3)]
     np.testing.assert_allclose(lengths, self_scores, rtol=1e-4)
 
@@ -357,11 +357,12 @@ def test_readers_of_other_recordings_do_not_keep_a_new_one_waiting(engine: sa.En
 def test_read_vectors(engine: sa.Engine) -> None:
     with db.reading(engine) as session:
         none = db.read_vectors(session, "SELECT values FROM activations WHERE recording_id = %s", (1,), half=True)
-        assert (none.shape, none.dtype) == ((0, 0), np.float16)
+        assert none.shape == (0, 0)
+        assert none.dtype == np.float16
         two = db.read_vectors(session, "SELECT v::vector FROM unnest(ARRAY['[1,-2.5,3e-9]', '[4,5,6]']) AS v", ())
         np.testing.assert_array_equal(two, np.array([[1, -2.5, 3e-9], [4, 5, 6]], np.float32))
         assert two.dtype == np.float32
-        with pytest.raises(db.DatabaseError, match="different lengths"):
+        with pytest.raises(DatabaseError, match="different lengths"):
             db.read_vectors(session, "SELECT v::vector FROM unnest(ARRAY['[1]', '[4,5]']) AS v", ())
 
 

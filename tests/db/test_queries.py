@@ -78,6 +78,10 @@ def arguments(session: Session, world: World) -> dict[str, dict[str, Any]]:
     stages = factories.stage_recipes(session, world.dissection)
     neuron, dissection = world.neurons["head#0"], world.dissection.id
     fresh = factories.recipe(session, "tag")
+    encoder = factories.encoder(session)
+    for told in factories.TOLD.values():
+        for point in told.points:
+            factories.embed_text(session, encoder, point, [1, 2, 2])
     return {
         "untagged_points": {
             "calibrate_recipe": stages["calibrate"], "tag_recipe": fresh, "layers": [world.layers["head"].id],
@@ -87,8 +91,11 @@ def arguments(session: Session, world: World) -> dict[str, dict[str, Any]]:
             "recipe": fresh, "calibrate_recipe": stages["calibrate"], "tag_recipe": stages["tag"],
             "judge_recipe": stages["judge"], "layer": world.layers["head"].id,
         },
+        "insert_summary_embeddings": {
+            "encoder": encoder, "calibrate_recipe": stages["calibrate"], "layer": world.layers["head"].id,
+        },
         "search_summaries": {
-            "text": "dog", "encoder": factories.encoder(session), "vector": "[1,0,0]", "network": None,
+            "text": "dog", "encoder": encoder, "vector": "[1,0,0]", "network": None,
             "dissection": None, "n": 5,
         },
         "neurons_for_concept": {
@@ -117,7 +124,10 @@ def test_each_query_runs_and_finds_something(scratch: Session, shared: World, na
 
 def test_untagged_points_are_the_kept_ones_that_were_not_tagged(scratch: Session, shared: World) -> None:
     stages = factories.stage_recipes(scratch, shared.dissection)
-    every = {"calibrate_recipe": stages["calibrate"], "layers": [layer.id for layer in shared.layers.values()]}
+    every: dict[str, Any] = {
+        "calibrate_recipe": stages["calibrate"],
+        "layers": [layer.id for layer in shared.layers.values()],
+    }
     fresh = factories.recipe(scratch, "tag")
     found = queries.untagged_points(scratch, tag_recipe=fresh, **every)
     assert [text for _, text in found] == ["A dog barks loudly nearby.", "Rain falls on a high-pitched metal roof."]
