@@ -67,8 +67,11 @@ def main() -> None:
 def run(home: Path, arguments: argparse.Namespace) -> None:
     engine = db.connect(Settings(home=home))
     n, rng = arguments.clips, np.random.default_rng(0)
-    layout = [(f"b{b:02d}.{kind}", b, kind, units) for b in range(arguments.blocks)
-              for kind, units in (("attn_out", 768), ("ff_in", 3072), ("ff_out", 768))] + [("head", None, "head", 50)]  # fmt: skip
+    kinds = (("attn_out", 768), ("ff_in", 3072), ("ff_out", 768))
+    layout: list[tuple[str, int | None, str, int]] = [
+        (f"b{block:02d}.{kind}", block, kind, units) for block in range(arguments.blocks) for kind, units in kinds
+    ]
+    layout.append(("head", None, "head", 50))
     with db.transaction(engine) as session:
         network = Network(
             name="synthetic", source="factory", location="-", revision="0", architecture="-", sample_rate=1,
@@ -91,7 +94,9 @@ def run(home: Path, arguments: argparse.Namespace) -> None:
         probing = ProbingSet(dataset_id=dataset.id, sha256="0", n_clips=n)
         session.add_all([*clips, probing])
         session.flush()
-        session.add_all(ProbingSetClip(probing_set_id=probing.id, position=i, clip_id=c.id) for i, c in enumerate(clips))
+        session.add_all(
+            ProbingSetClip(probing_set_id=probing.id, position=i, clip_id=c.id) for i, c in enumerate(clips)
+        )
         for layer in layers:
             session.execute(
                 sa.text("INSERT INTO neurons (layer_id, unit) SELECT :l, u FROM generate_series(0, :n - 1) u"),

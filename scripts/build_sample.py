@@ -269,9 +269,7 @@ class Player:
         self.synth = tinysoundfont.Synth(samplerate=self.RATE, gain=-3)
         self.font = self.synth.sfload(str(path))
 
-    def play(
-        self, bank: int, program: int, notes: Iterable[tuple[int, int, float]], gap: float, tail: float
-    ) -> Audio:
+    def play(self, bank: int, program: int, notes: Iterable[tuple[int, int, float]], gap: float, tail: float) -> Audio:
         """Notes (key, velocity, seconds) in turn, `gap` seconds between them and `tail` seconds to fade."""
         self.synth.sounds_off()
         self.synth.program_select(0, self.font, bank, program, bank == 128)
@@ -442,9 +440,7 @@ def one_shot_clips(root: Path) -> Iterator[Clip]:
     # strokes under a tenth of a second are clicks that no listener would name
     tabla = [p for p in sorted(folder.glob("tabla_*.flac")) if soundfile.info(p).duration > 0.1]
     strokes = {path.stem: path.stem.split("_")[1].rstrip("0123456789") for path in tabla}
-    table = ONE_SHOTS | {
-        "tabla": {stem: f"A single stroke, {stroke}, on a tabla." for stem, stroke in strokes.items()}
-    }
+    table = ONE_SHOTS | {"tabla": {stem: f"A single stroke, {stroke}, on a tabla." for stem, stroke in strokes.items()}}
     for label, files in table.items():
         for name, caption in spread(list(files.items()), CLIPS_PER_CLASS):
             user, number = credits[name.replace("_", "")]
@@ -591,9 +587,7 @@ def footstep_clips(root: Path) -> Iterator[Clip]:
             source |= {"recording": recording} if recording else {}
             caption = f"{words.capitalize()} footsteps on {surface}."
             group = f"minetest:{recording or stem}"
-            yield Clip(
-                "footsteps", finish(walk), caption, "metadata", licence, author, json.dumps(source), group
-            )
+            yield Clip("footsteps", finish(walk), caption, "metadata", licence, author, json.dumps(source), group)
 
 
 def game_clips(roots: dict[str, Path]) -> Iterator[Clip]:

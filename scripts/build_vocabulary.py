@@ -126,9 +126,7 @@ def build(wordnet: WordNet, rules: dict[str, Any]) -> dict[str, str]:
     for source in rules["sources"]:
         members = {*hyponyms(wordnet, source), *source["add"]}
         drop = set(source.get("drop", ()))
-        candidates = [
-            fill(pattern, name) for pattern in source["patterns"] for name in sorted(members - drop)
-        ]
+        candidates = [fill(pattern, name) for pattern in source["patterns"] for name in sorted(members - drop)]
         keep("source+sound", candidates, sorted(drop - members))
     for group in rules["quality_groups"]:
         qualities = [adjective for name in group["qualities"] for adjective in rules["qualities"][name]]

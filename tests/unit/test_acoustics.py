@@ -93,9 +93,7 @@ def test_median_frequency_of_a_clip_of_several_stretches(monkeypatch: pytest.Mon
 
 def test_silence_share_counts_frames() -> None:
     frame = RATE // 40
-    figures = measure(
-        np.concatenate([np.zeros(30 * frame), sine(440)[: 10 * frame]]).astype(np.float32), RATE
-    )
+    figures = measure(np.concatenate([np.zeros(30 * frame), sine(440)[: 10 * frame]]).astype(np.float32), RATE)
     assert figures.silence_share == 0.75
 
 

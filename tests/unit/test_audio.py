@@ -128,9 +128,7 @@ def test_no_permission(tmp_path: Path) -> None:
         (OSError(5, "Input/output error"), "unreadable: Input/output error"),
     ],
 )
-def test_errors_of_the_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: str
-) -> None:
+def test_errors_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: str) -> None:
     path = write(tmp_path / "a.wav", noise())
 
     def refuse(self: Path) -> bytes:
@@ -146,9 +144,7 @@ def test_empty(tmp_path: Path) -> None:
     assert reason(path) == "empty: the file holds no bytes"
 
 
-@pytest.mark.parametrize(
-    "text", ["this is not sound\n", "\ufeff" + "naïve " * 200, '{"path": "a.wav"}', "ü" * 1023]
-)
+@pytest.mark.parametrize("text", ["this is not sound\n", "\ufeff" + "naïve " * 200, '{"path": "a.wav"}', "ü" * 1023])
 def test_text(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.wav"
     path.write_text(text, encoding="utf-8")
@@ -242,9 +238,7 @@ def test_ogg_damaged_inside(tmp_path: Path) -> None:
     assert reason(path) == "truncated: the last page of the Ogg stream is missing"
 
 
-@pytest.mark.parametrize(
-    ("suffix", "subtype"), [("wav", "PCM_16"), ("flac", "PCM_16"), ("mp3", "MPEG_LAYER_III")]
-)
+@pytest.mark.parametrize(("suffix", "subtype"), [("wav", "PCM_16"), ("flac", "PCM_16"), ("mp3", "MPEG_LAYER_III")])
 def test_cut_in_the_header(tmp_path: Path, suffix: str, subtype: str) -> None:
     path = write(tmp_path / f"a.{suffix}", noise(), subtype)
     path.write_bytes(path.read_bytes()[:16])

@@ -62,9 +62,7 @@ THRESHOLDS = Thresholds(
 features = st.builds(
     AcousticFeatures,
     **{
-        name: st.floats(1e-3, 1.0)
-        if name.endswith(("share", "regularity", "harmonicity", "flatness"))
-        else values
+        name: st.floats(1e-3, 1.0) if name.endswith(("share", "regularity", "harmonicity", "flatness")) else values
         for name, values in (
             (name, st.floats(-60, 20) if name.endswith(("_db", "_st")) else st.floats(0, 8000) | st.just(0.0))
             for name in FEATURE_NAMES
@@ -180,9 +178,7 @@ def test_no_relative_word_without_an_audible_difference() -> None:
 def test_no_relative_word_against_common_sense() -> None:
     drums = [replace(PITCHED, pitch_hz=frequency) for frequency in (40.0, 50.0, 60.0, 80.0, 120.0, 160.0)]
     assert not any("high-pitched" in caption for caption in describe_many(drums))
-    whistles = [
-        replace(PITCHED, pitch_hz=frequency) for frequency in (1000.0, 1500.0, 2000.0, 3000.0, 4000.0)
-    ]
+    whistles = [replace(PITCHED, pitch_hz=frequency) for frequency in (1000.0, 1500.0, 2000.0, 3000.0, 4000.0)]
     assert not any("low-pitched" in caption for caption in describe_many(whistles))
 
 

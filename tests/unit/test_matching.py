@@ -18,11 +18,7 @@ NAMES = list(SIMILARITIES)
 def example(neurons=50, clips=200, concepts=30, seed=0):
     generator = np.random.default_rng(seed)
     activations = generator.standard_normal((neurons, clips)).round(2).astype(np.float16)
-    match = (
-        torch.from_numpy(generator.standard_normal((clips, concepts)).astype(np.float32))
-        .mul(3)
-        .softmax(dim=1)
-    )
+    match = torch.from_numpy(generator.standard_normal((clips, concepts)).astype(np.float32)).mul(3).softmax(dim=1)
     return activations, match.numpy()
 
 

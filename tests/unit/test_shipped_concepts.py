@@ -24,7 +24,7 @@ def read(file: str) -> list[Concept]:
     ("file", "count", "first"),
     [
         ("esc50.txt", 50, "dog"),
-        ("gtzan.txt", 10, "blue"),
+        ("gtzan.txt", 10, "blues"),
         ("urbansound8k.txt", 10, "air conditioner"),
         ("audioset.txt", 527, "speech"),
     ],

@@ -218,9 +218,7 @@ def test_only_the_most_active_clips_as_if_there_were_no_others(name):
     restricted = SIMILARITIES[name](activations, match, clips=8)
     # The softmax is over concepts, so leaving clips out changes nothing else.
     torch.testing.assert_close(restricted, SIMILARITIES[name](activations[:, top], match[top]))
-    torch.testing.assert_close(
-        SIMILARITIES[name](activations, match, clips=99), SIMILARITIES[name](activations, match)
-    )
+    torch.testing.assert_close(SIMILARITIES[name](activations, match, clips=99), SIMILARITIES[name](activations, match))
 
 
 @pytest.mark.parametrize("name", NAMES)
