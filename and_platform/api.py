@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from and_platform import db
 from and_platform.config import Settings
+from and_platform.errors import InputError
 from and_platform.services import ask, dissections, provenance
 from and_platform.services.ask import NeuronReport
 from and_platform.services.progress import SILENT, Progress
@@ -85,8 +86,11 @@ class Platform:
         IngestReport
             Counts, failures and duplicates.
         """
-        from and_platform.backends.datasets import Source
+        from and_platform.backends.datasets import READERS, Source
         from and_platform.services.ingest import ingest
+
+        if kind is not None and kind not in READERS:
+            raise InputError(f"no kind of data set '{kind}'; choose from: {', '.join(sorted(READERS))}")
 
         if source == "sample" and kind in (None, "sample"):
             made = Source.sample()
@@ -140,10 +144,12 @@ class Platform:
             ("neuron", "network", "layer", "block", "unit", "rank", "score", "why", "dissection_id"),
         )
 
-    def search(self, text: str, *, network: str | None = None, limit: int = 10) -> pd.DataFrame:
+    def search(
+        self, text: str, *, network: str | None = None, dissection: int | None = None, limit: int = 10
+    ) -> pd.DataFrame:
         """Neurons whose summaries are near a text in meaning or contain its words."""
         return _frame(
-            ask.search(self.engine, text, network=network, limit=limit),
+            ask.search(self.engine, text, network=network, dissection=dissection, limit=limit),
             ("neuron", "network", "cosine", "in_text", "calibrated_summary", "score", "dissection_id"),
         )
 

@@ -49,12 +49,15 @@ def untagged_points(
     return [(row.id, row.text) for row in rows]
 
 
-def unjudged_adjectives(session: Session, *, judge_recipe: int, tag_recipe: int) -> list[tuple[int, str]]:
-    """Id and word of every adjective that a tagger has found and a judge has not seen."""
-    return [
-        (row.id, row.term)
-        for row in _rows(session, "unjudged_adjectives", judge_recipe=judge_recipe, tag_recipe=tag_recipe)
-    ]
+def unjudged_adjectives(
+    session: Session, *, judge_recipe: int, tag_recipe: int, calibrate_recipe: int, layers: Sequence[int]
+) -> list[tuple[int, str]]:
+    """Id and word of every adjective that a tagger has found in kept points of some layers and a judge has not seen."""
+    rows = _rows(
+        session, "unjudged_adjectives",
+        judge_recipe=judge_recipe, tag_recipe=tag_recipe, calibrate_recipe=calibrate_recipe, layers=list(layers),
+    )  # fmt: skip
+    return [(row.id, row.term) for row in rows]
 
 
 def insert_neuron_terms(

@@ -132,6 +132,12 @@ def print_report(engine: Any, network: str, report: DissectReport) -> None:
         elif reused:
             told = f"{reused:,} {stage.unit} reused"
         out.print(f"  {stage.stage:<12}{told:<40}{stage.seconds:>7.1f} s", markup=False)
+    if report.llm:
+        out.print(
+            f"  the LLM has given {report.llm.answers:,} answers so far: {report.llm.prompt_tokens:,} tokens read, "
+            f"{report.llm.completion_tokens:,} written",
+            markup=False,
+        )
     captioned, naming = report.captions
     if naming:
         out.print(

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from and_platform.errors import AndpError
+from and_platform.config import settings
+from and_platform.errors import AndpError, ConfigError
 
 # name -> module; the module's attribute `command` is the click command or group.
 COMMANDS = {
@@ -65,30 +66,48 @@ def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     The database is an embedded Postgres under ANDP_HOME, or the server in ANDP_DATABASE_URL.
     """
     ctx.obj = {"quiet": quiet}
-    level = logging.INFO if verbose else os.environ.get("ANDP_LOG_LEVEL", "WARNING").upper()
+    level = "INFO" if verbose else settings().log_level.upper()
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(f"ANDP_LOG_LEVEL is '{level}'; give DEBUG, INFO, WARNING or ERROR")
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    if not verbose:  # its tries to reach the hub; what came of them is in our own message
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # Libraries' own bars and advice would break ours; their errors still come through.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def main() -> None:
     """Run `andp`; every foreseen error is one line on stderr and an exit status that tells its kind."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="andp", standalone_mode=False)
     except AndpError as exc:
         click.echo(f"andp: {exc}", err=True)
         sys.exit(exc.exit_code)
-    except click.exceptions.Abort:
-        click.echo("andp: interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
-    except click.ClickException as exc:
+    except click.exceptions.Abort as exc:
+        if isinstance(exc.__cause__, KeyboardInterrupt):
+            click.echo("andp: interrupted; run the same command again to go on", err=True)
+            sys.exit(130)
+        click.echo("andp: not confirmed; nothing was done", err=True)
+        sys.exit(1)
+    except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
+        sys.exit(exc.exit_code)
+    except click.ClickException as exc:
+        click.echo(f"andp: {_one_line(exc)}", err=True)
         sys.exit(exc.exit_code)
     except BrokenPipeError:  # `andp … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _one_line(exc: click.ClickException) -> str:
+    """What is wrong with the command line, and where its help is."""
+    told = " ".join(exc.format_message().split()).rstrip(".")
+    ctx = getattr(exc, "ctx", None)
+    return told if ctx is None else f"{told}; see: {ctx.command_path} --help"
 
 
 def bars(ctx: click.Context) -> Any:

@@ -46,8 +46,9 @@ def add(ctx: click.Context, name: str, location: str, trained_on: str | None, he
     units = sum(row["units"] for row in rows if row["default"])
     messages().print(
         f"{name}: {network.architecture}, {network.n_parameters:,} parameters, {len(rows)} layers; "
-        f"{units:,} neurons in the {sum(row['default'] for row in rows)} layers dissected by default"
-    )
+        f"{units:,} neurons in the {sum(row['default'] for row in rows)} layers dissected by default",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 @command.command("list")
@@ -86,7 +87,7 @@ def drop(ctx: click.Context, name: str) -> None:
       andp networks drop old-ast
     """
     networks.drop(db.connect(tell=bars(ctx).note), name)
-    messages().print(f"dropped {name}")
+    messages().print(f"dropped {name}", markup=False)
 
 
 @command.command()
@@ -152,4 +153,4 @@ def train(
     messages().print(f"accuracy on fold {held_out_fold}, which was left out: {result.test_accuracy:.3f}")
     if name:
         networks.add(engine, name, str(directory), trained_on=dataset, held_out_fold=held_out_fold)
-        messages().print(f"added as {name}")
+        messages().print(f"added as {name}", markup=False)

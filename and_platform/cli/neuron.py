@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 from rich.markup import escape
+from rich.padding import Padding
+from rich.text import Text
 
 from and_platform import db
 from and_platform.cli.main import bars
@@ -78,4 +80,4 @@ def _print(found: ask.NeuronReport) -> None:
                     f"  {row['activation']:>9.3g}  [bold]{escape(row['label'] or '–'):<18}[/bold] {escape(row['path'])}"
                 )
                 if row["caption"]:
-                    out.print(f"             [dim]{escape(row['caption'])}[/dim]")
+                    out.print(Padding(Text(row["caption"], style="dim"), (0, 0, 0, 13)))

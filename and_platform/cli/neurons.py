@@ -57,7 +57,8 @@ def command(
     shown = [{key: _one_line(row[key]) for key in wanted} for row in rows] if wanted else rows
     show_rows(
         shown, output_format,
-        empty=f"no neuron responds to '{concept}' by the strategy {strategy}; try --strategy meaning",
+        empty=f"no neuron{f' of layers {layer}' if layer else ''} responds to '{concept}' by the strategy {strategy}"
+        + ("" if strategy == "meaning" else "; try --strategy meaning"),
     )  # fmt: skip
 
 

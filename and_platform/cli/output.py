@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
-from pathlib import Path
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import click
+from pgvector import HalfVector, SparseVector, Vector
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -56,20 +58,28 @@ def format_options(command: Command) -> Command:
 
 
 def show_rows(
-    rows: Sequence[Row], output_format: str, *, title: str | None = None, empty: str = "nothing found"
+    rows: Sequence[Row],
+    output_format: str,
+    *,
+    title: str | None = None,
+    empty: str = "nothing found",
+    columns: Sequence[str] = (),
 ) -> None:
-    """Print rows in the format asked for. JSON and CSV go to standard output alone."""
+    """Print rows in the format asked for. JSON and CSV go to standard output alone.
+
+    `columns` are those of a CSV without rows.
+    """
     if output_format == "json":
         print_json(list(rows))
     elif output_format == "csv":
-        print_csv(rows)
+        print_csv(rows, columns)
     elif not rows:
         messages().print(empty)
     else:
         table = Table(
             title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
         )
-        numeric = {name: all(isinstance(row[name], int | float | None) for row in rows) for name in rows[0]}
+        numeric = {name: all(isinstance(row[name], int | float | Decimal | None) for row in rows) for name in rows[0]}
         for name in rows[0]:
             table.add_column(name.replace("_", " "), justify="right" if numeric[name] else "left", overflow="fold")
         for row in rows:
@@ -84,6 +94,8 @@ def cell(value: Any) -> str:
             return "–"
         case bool():
             return "yes" if value else "no"
+        case Decimal():
+            return cell(float(value))
         case float():
             return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
         case list() | tuple():
@@ -91,36 +103,65 @@ def cell(value: Any) -> str:
         case datetime():
             return value.strftime("%Y-%m-%d %H:%M")
         case dict():
-            return json.dumps(value, ensure_ascii=False, default=str)
+            return json.dumps(_plain(value), ensure_ascii=False)
+        case bytes() | HalfVector() | SparseVector() | Vector():
+            return str(_plain(value))
         case _:
             return str(value)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
+    """One JSON document on standard output; what JSON has no number for (NaN, infinities) is null."""
+    click.echo(json.dumps(_plain(value), ensure_ascii=False, indent=2, allow_nan=False))
 
 
-def print_csv(rows: Sequence[Row]) -> None:
-    """Rows as CSV on standard output; arrays are joined with ';'."""
-    if not rows:
+def print_csv(rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
+    """Rows as CSV on standard output; arrays are joined with ';', objects are JSON."""
+    names = list(rows[0]) if rows else list(columns)
+    if not names:
         return
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: ";".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in row.items()})
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_csv_cell(row[name]) for name in names] for row in rows)
+
+
+def _csv_cell(value: Any) -> Any:
+    match value:
+        case list() | tuple():
+            return ";".join(str(_csv_cell(item)) for item in value)
+        case dict():
+            return json.dumps(_plain(value), ensure_ascii=False)
+        case bytes() | HalfVector() | SparseVector() | Vector():
+            return _plain(value)
+        case _:
+            return value
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if hasattr(value, "_asdict"):
-        return value._asdict()
-    return str(value)
+    """A value in JSON's own types."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Decimal():
+            return _plain(float(value))
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case bytes():
+            return f"\\x{value.hex()}"  # as Postgres writes it
+        case date():
+            return value.isoformat()
+        case HalfVector() | SparseVector() | Vector():
+            return _plain(value.to_list())
+        case _ if hasattr(value, "_asdict"):
+            return _plain(value._asdict())
+        case _ if hasattr(value, "tolist"):
+            return _plain(value.tolist())
+        case list() | tuple() | set():
+            return [_plain(item) for item in value]
+        case _:
+            return str(value)
 
 
 class _Rate(ProgressColumn):
@@ -140,16 +181,17 @@ class Bars:
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-        if self._quiet:
+        if self._quiet or total == 0:
             yield lambda _n: None
             return
         if not self._console.is_terminal:
             yield lambda _n: None
-            self._console.print(f"{name}: {'done' if total is None else f'{total:,} {unit}'}")
+            self._console.print(f"{name}: {'done' if total is None else f'{total:,} {unit}'}", markup=False)
             return
         columns = (
-            SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<26}"), BarColumn(24), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}", style="dim"), _Rate(), TimeElapsedColumn(), TimeRemainingColumn(),
+            SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<26}", markup=False), BarColumn(24),
+            MofNCompleteColumn(), TextColumn("{task.fields[unit]}", style="dim"), _Rate(), TimeElapsedColumn(),
+            TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(name, total=total, unit=unit)
@@ -157,4 +199,4 @@ class Bars:
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(text)
+            self._console.print(text, markup=False, soft_wrap=not self._console.is_terminal)

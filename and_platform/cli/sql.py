@@ -15,7 +15,13 @@ from and_platform.services import ask
 @click.command("sql")
 @click.argument("query")
 @click.option("--write", is_flag=True, help="Let the query change data.")
-@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds until it is cancelled; 0: never.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Seconds until it is cancelled; 0: never.",
+)
 @format_options
 @click.pass_context
 def command(ctx: click.Context, query: str, write: bool, timeout: float, output_format: str) -> None:
@@ -31,4 +37,17 @@ def command(ctx: click.Context, query: str, write: bool, timeout: float, output_
     """
     text = sys.stdin.read() if query == "-" else query
     columns, rows = ask.sql(db.connect(tell=bars(ctx).note), text, write=write, timeout=timeout)
-    show_rows([dict(zip(columns, row, strict=True)) for row in rows], output_format, empty="no rows")
+    names = _distinct(columns)
+    show_rows([dict(zip(names, row, strict=True)) for row in rows], output_format, empty="no rows", columns=names)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of columns with a number after one that has been there, so that no column is lost."""
+    distinct: list[str] = []
+    for name in names:
+        n, candidate = 1, name
+        while candidate in distinct:
+            n += 1
+            candidate = f"{name}_{n}"
+        distinct.append(candidate)
+    return distinct

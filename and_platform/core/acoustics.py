@@ -113,9 +113,7 @@ FEATURE_NAMES = tuple(field.name for field in fields(AcousticFeatures))
 
 def feature_table(features: Sequence[AcousticFeatures]) -> Doubles:
     """Features of many clips as [n_clips, n_features], columns as FEATURE_NAMES."""
-    return np.array([astuple(clip) for clip in features], np.float64).reshape(
-        len(features), len(FEATURE_NAMES)
-    )
+    return np.array([astuple(clip) for clip in features], np.float64).reshape(len(features), len(FEATURE_NAMES))
 
 
 def measure(waveform: Floats, rate: int) -> ClipAcoustics:
@@ -286,9 +284,7 @@ def _analyse_frames(samples: Floats, rate: int) -> _Frames:
         band_gain = 20 * np.log10(scale + 1e-12)
         flat = power[:, flat_range]
         correlation = scipy.fft.irfft(power, n_fft, axis=1)
-        harmonicity, lag = _periods(
-            correlation[:, :n_lags] / correlation[:, :1] / window_correlation, shortest
-        )
+        harmonicity, lag = _periods(correlation[:, :n_lags] / correlation[:, :1] / window_correlation, shortest)
         parts.append(
             (
                 10 * np.log10(level + 10 ** (LOWEST_DB / 10)),
@@ -323,9 +319,7 @@ def _periods(correlation: Floats, shortest: int) -> tuple[Floats, Floats]:
     score = np.where(is_peak, height - _OCTAVE_COST * np.log2(lags / shortest), -np.inf)
     rows, best = np.arange(len(score)), score.argmax(axis=1)
     found = is_peak[rows, best]
-    return np.where(found, height[rows, best].clip(0, 1), 0), np.where(
-        found, lags[best] + shift[rows, best], 1
-    )
+    return np.where(found, height[rows, best].clip(0, 1), 0), np.where(found, lags[best] + shift[rows, best], 1)
 
 
 def _pitch_movement(frames: _Frames, weight: Doubles, step: float) -> tuple[float, float, float, float]:

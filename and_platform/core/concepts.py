@@ -168,9 +168,7 @@ def _concept(original: str, synonyms: Iterable[str], kind: str | None, where: st
     original = _clean(original, where)
     name = normalise(original)
     if not name:
-        raise ManifestError(
-            f"{where}: the name {original!r} has nothing to compare; write a word or a phrase"
-        )
+        raise ManifestError(f"{where}: the name {original!r} has nothing to compare; write a word or a phrase")
     spoken = (normalise(_clean(synonym, where)) for synonym in synonyms)
     kind = _clean(kind or "", where) or None
     return Concept(name, original, _distinct(spoken, but=name), kind)

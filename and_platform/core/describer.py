@@ -110,16 +110,10 @@ def fit(features: ArrayLike) -> Thresholds:
         "centroid_hz": column["centroid_hz"][heard],
         "active_s": column["active_s"][heard],
         "pitch_hz": column["pitch_hz"][heard & pitched],
-        "noise_hz": column["median_frequency_hz"][
-            heard & ~pitched
-        ],  # what a sound without pitch has in its place
+        "noise_hz": column["median_frequency_hz"][heard & ~pitched],  # what a sound without pitch has in its place
     }
     return Thresholds(
-        {
-            name: tuple(np.quantile(values, QUANTILES).tolist())
-            for name, values in populations.items()
-            if values.size
-        }
+        {name: tuple(np.quantile(values, QUANTILES).tolist()) for name, values in populations.items() if values.size}
     )
 
 
@@ -344,9 +338,7 @@ def _ending(clip: AcousticFeatures, thresholds: Thresholds) -> str | None:
     if clip.n_events >= 3:
         return None
     if clip.decay_s >= 0.7:
-        return (
-            "It rings on and slowly fades out." if _is_pitched(clip) else "It slowly fades away into silence."
-        )
+        return "It rings on and slowly fades out." if _is_pitched(clip) else "It slowly fades away into silence."
     if clip.decay_s <= 0.15:
         return "It dies away quickly after the start."
     return None

@@ -8,6 +8,7 @@ different sides of one facet, or speak of different facets only.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -69,6 +70,8 @@ _SIDES = {
     for side, words in enumerate(pair)
     for word in words.split()
 }
+REVISION = hashlib.sha256(repr((AXES, sorted(NUMBER_WORDS))).encode()).hexdigest()[:12]
+"""Identifies the words, which change what is computed with them."""
 _TOKEN = re.compile(r"n't\b|[a-z]+?(?=n't\b)|[a-z]+(?:-[a-z]+)*|\d+(?:\.\d+)?")
 _NEGATIONS = frozenset(["no", "not", "n't", "without"])
 NEGATION_WINDOW = 4

@@ -142,9 +142,7 @@ class Matcher:
         results: list[Features | TopConcepts] = []
         for similarity in self._similarities:
             features = similarity.features(tile)
-            results.append(
-                features if similarity.needs_layer else self._best(similarity, features, n_threads=1)
-            )
+            results.append(features if similarity.needs_layer else self._best(similarity, features, n_threads=1))
         return results
 
     def _blocks(self, activations: ArrayLike | Tensor | Iterator[ArrayLike]) -> Iterator[Tensor]:

@@ -95,9 +95,7 @@ def _unit_rows(embeddings: Tensor, what: str) -> Tensor:
     usable = norms.isfinite() & (norms > 0)
     if not usable.all():
         position = int((~usable).nonzero()[0, 0])
-        raise InputError(
-            f"the embedding of {what} {position} is zero or not finite; embed it again, or leave it out"
-        )
+        raise InputError(f"the embedding of {what} {position} is zero or not finite; embed it again, or leave it out")
     return torch.div(rows, norms)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from and_platform import db, queries
 from and_platform.core.names import normalise
 from and_platform.errors import DatabaseError, IncompleteError, InputError, NotFoundError, QueryError
+from and_platform.services import networks
 
 STRATEGIES = ("open", "closed_db", "closed_tab", "closed_icl", "meaning")
 WORDS = ("any", "all", "phrase")
@@ -44,12 +45,19 @@ def choose_dissection(session: Session, network: str | None, dissection: int | N
     Raises
     ------
     NotFoundError
-        There is none.
+        There is none, no such network, or the dissection named is of another network.
     """
+    if network is not None:
+        networks.find(session, network)
     if dissection is not None:
-        there = session.scalar(sa.text("SELECT id FROM dissections WHERE id = :id"), {"id": dissection})
-        if there is None:
+        dissected = session.scalar(
+            sa.text("SELECT n.name FROM dissections d JOIN networks n ON n.id = d.network_id WHERE d.id = :id"),
+            {"id": dissection},
+        )
+        if dissected is None:
             raise NotFoundError(f"no dissection {dissection}; see: andp dissections list")
+        if network not in (None, dissected):
+            raise NotFoundError(f"dissection {dissection} is of '{dissected}', not of '{network}'")
         return dissection
     current = queries.current_dissections(session, network=network)
     if not current:
@@ -138,19 +146,18 @@ def neurons(
     for what, value, known in (("strategy", strategy, STRATEGIES), ("value of words", words, WORDS)):
         if value not in known:
             raise InputError(f"no {what} '{value}'; choose from: {', '.join(known)}")
+    _check_limit(limit)
     if not concept.strip():
         raise InputError("the concept is empty; give a word or phrase")
     if strategy == "meaning":
         _embed_question(engine, concept, network, dissection)
     with db.reading(engine) as session:
-        chosen = None if dissection is None and network is None else choose_dissection(session, network, dissection)
-        if chosen is None:
-            choose_dissection(session, None)
+        choose_dissection(session, network, dissection)
         if strategy.startswith("closed_"):
             concept = normalise(concept)
-            _check_concept(session, concept, strategy.removeprefix("closed_"), network, chosen)
+            _check_concept(session, concept, strategy.removeprefix("closed_"), network, dissection)
         return queries.neurons_for_concept(
-            session, concept=concept, strategy=strategy, network=network, dissection=chosen, words=words, top=top,
+            session, concept=concept, strategy=strategy, network=network, dissection=dissection, words=words, top=top,
             layer=_like(layer), n=limit,
         )  # fmt: skip
 
@@ -159,6 +166,7 @@ def search(
     engine: sa.Engine, text: str, *, network: str | None = None, dissection: int | None = None, limit: int = 10
 ) -> Rows:
     """Neurons whose summaries are near a text in meaning or contain its words, fused by reciprocal rank."""
+    _check_limit(limit)
     if not text.strip():
         raise InputError("there is nothing to search for; give a word or phrase")
     encoder_id, vector = _embed_question(engine, text, network, dissection)
@@ -180,6 +188,9 @@ def sql(
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The columns and rows of a query, in a read-only transaction unless `write`.
 
+    Several statements, with ';' between them, are for `write` alone; the rows are then those of the last one. A statement
+    without rows gives how many it affected, or what it did.
+
     Parameters
     ----------
     timeout
@@ -192,36 +203,62 @@ def sql(
     QueryError
         The server's message, where it refuses the query.
     """
-    # Detached, so that it is closed and not pooled: read-only is a mode of the connection.
+    if timeout < 0:
+        raise InputError(f"the timeout is {timeout:g} s; give 0 for none, or more")
     with db.translated(), engine.connect() as pooled:
         connection = pooled.connection.driver_connection
         assert connection is not None
-        pooled.detach()
         try:
             connection.read_only = not write
-            with connection.transaction(), connection.cursor() as cursor:
+            with connection.cursor() as cursor:
                 cursor.execute("SELECT set_config('statement_timeout', %s, true)", (str(int(timeout * 1000)),))
-                cursor.execute(query)
-                if cursor.description is None:
-                    return ["rows_affected"], [(cursor.rowcount,)]
-                rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
-                return [column.name for column in cursor.description], list(rows)
+                # The server prepares one statement at a time: none can end the read-only transaction and go on after it.
+                cursor.execute(query, prepare=not write)
+                while cursor.nextset():
+                    pass
+                found = _rows_of(cursor, limit)
+            connection.commit()
+            return found
         except psycopg.errors.ReadOnlySqlTransaction as exc:
             raise QueryError("that query writes; say so with --write (in Python: write=True)") from exc
         except psycopg.errors.QueryCanceled as exc:
             raise QueryError(f"cancelled after {timeout:g} s; ask for less, or raise --timeout") from exc
+        except psycopg.errors.ActiveSqlTransaction as exc:
+            raise QueryError(f"{exc.diag.message_primary}; use psql for it: andp db shell -c '…'") from exc
         except (psycopg.errors.OperationalError, psycopg.InterfaceError) as exc:
             raise DatabaseError(f"the connection broke: {exc}") from exc
         except psycopg.Error as exc:
-            hint = f" ({exc.diag.message_hint})" if exc.diag.message_hint else ""
-            raise QueryError(f"{exc.diag.message_primary or exc}{hint}") from exc
+            raise QueryError(_refusal(exc)) from exc
+        finally:
+            # Closed and not pooled: read-only is a mode of the connection, and a query may leave it in any state.
+            pooled.invalidate()
+
+
+def _rows_of(cursor: psycopg.Cursor[Any], limit: int | None) -> tuple[list[str], list[tuple[Any, ...]]]:
+    if cursor.description is not None:
+        rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
+        return [column.name for column in cursor.description], list(rows)
+    if not cursor.statusmessage:
+        raise QueryError("the query is empty; write one statement of SQL")
+    if cursor.rowcount < 0:
+        return ["done"], [(cursor.statusmessage,)]
+    return ["rows_affected"], [(cursor.rowcount,)]
+
+
+def _refusal(exc: psycopg.Error) -> str:
+    """The server's words, or the driver's, and what to do about it."""
+    told = exc.diag.message_primary or str(exc)
+    if "multiple commands" in told:
+        return "that is more than one statement; give one at a time (several only with --write)"
+    if told.startswith("COPY cannot be used"):
+        return "COPY to or from the client does not work here; use --csv, or psql: andp db shell -c '…'"
+    return f"{told} ({exc.diag.message_hint})" if exc.diag.message_hint else told
 
 
 def activations(
     engine: sa.Engine, network: str, layer: str, *, dataset: str | None = None
 ) -> tuple[NDArray[Any], list[str], list[str | None]]:
     """Recorded activations of a layer, float16 [units, clips], with the clips' paths and labels."""
-    from and_platform.services import networks
     from and_platform.services.activations import read_layer
 
     with db.reading(engine) as session:
@@ -273,24 +310,37 @@ def _embed_question(engine: sa.Engine, text: str, network: str | None, dissectio
 
 def _check_concept(session: Session, concept: str, method: str, network: str | None, dissection: int | None) -> None:
     """Tell apart a concept that no neuron has from one that was never asked about, and from a method never computed."""
-    chosen = choose_dissection(session, network, dissection)
-    row = session.execute(
+    asked = (
+        [dissection]
+        if dissection
+        else [r["dissection_id"] for r in queries.current_dissections(session, network=network)]
+    )
+    rows = session.execute(
         sa.text(
-            "SELECT :method = ANY (d.methods) AS computed, s.name AS concept_set,"
+            "SELECT s.name AS concept_set,"
             " EXISTS (SELECT FROM concepts c WHERE c.concept_set_id = s.id AND c.name = :concept) AS known"
-            " FROM dissections d JOIN concept_sets s ON s.id = d.concept_set_id WHERE d.id = :id"
+            " FROM dissections d JOIN concept_sets s ON s.id = d.concept_set_id"
+            " WHERE d.id = ANY (:ids) AND :method = ANY (d.methods) ORDER BY d.id DESC"
         ),
-        {"method": method, "concept": concept, "id": chosen},
-    ).one()
-    if not row.computed:
+        {"method": method, "concept": concept, "ids": asked},
+    ).all()
+    if not rows:
+        which = ", ".join(map(str, sorted(asked)))
         raise IncompleteError(
-            f"dissection {chosen} was made without the method {method}; give it a model and dissect again"
+            f"dissection {which} was made without the method {method}; give it a model and dissect again"
         )
-    if not row.known:
+    if not any(row.known for row in rows):
+        sets = list(dict.fromkeys(row.concept_set for row in rows))
+        names = "', '".join(sets)
         raise InputError(
-            f"'{concept}' is not in the concept set '{row.concept_set}' that neurons were matched with; "
-            f"see: andp concepts show {row.concept_set}, or ask with --strategy open or meaning"
+            f"'{concept}' is not in the concept set '{names}' that neurons were matched with; "
+            f"see: andp concepts show {sets[0]}, or ask with --strategy open or meaning"
         )
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit is {limit}; ask for at least 1 neuron")
 
 
 def _like(glob: str | None) -> str | None:

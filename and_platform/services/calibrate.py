@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from and_platform import db
 from and_platform.backends.base import TextEncoder
 from and_platform.core import calibration
+from and_platform.core.facets import REVISION as FACETS_REVISION
 from and_platform.core.facets import facets
 from and_platform.core.ragged import Ints, Ragged
 from and_platform.schema import Layer
@@ -39,7 +40,9 @@ class Rules:
 
 def plan(summaries: RecipePlan, encoder: TextEncoder, rules: Rules) -> RecipePlan:
     """The recipe of calibrated summaries."""
-    params = {"threshold": rules.threshold, "facets": rules.facets, "support_tau": SUPPORT_TAU}
+    params = {
+        "threshold": rules.threshold, "facets": FACETS_REVISION if rules.facets else None, "support_tau": SUPPORT_TAU,
+    }  # fmt: skip
     return RecipePlan("calibrate", "cosine", "1", params, (summaries, embed.plan(encoder)))
 
 
@@ -113,6 +116,8 @@ def _calibrate_layer(
         ),
         {"summaries": summary_recipe_id, "layer": layer.id, "recipe": recipe_id},
     ).all()
+    # Summaries that another process has written since the points were embedded come with its own calibration.
+    rows = [row for row in rows if all(text in row_of for text in (*row.high, *row.low))]
     high = Ragged.from_lists([[row_of[text] for text in row.high] for row in rows])
     low = Ragged.from_lists([[row_of[text] for text in row.low] for row in rows])
     found = calibration.calibrate(matrix, high, low, threshold=rules.threshold, facets=sides)

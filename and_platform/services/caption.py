@@ -21,8 +21,9 @@ from and_platform.backends.base import Clip as DecodedClip
 from and_platform.core import acoustics, describer
 from and_platform.core.text import cut_repeats, names_label, split_sentences
 from and_platform.errors import AudioError, GenerationError, ManifestError
-from and_platform.schema import Caption, Clip, Dataset, ProbingSet, ProbingSetClip
+from and_platform.schema import Caption, Clip, Dataset, Failure, ProbingSet, ProbingSetClip
 from and_platform.services import provenance
+from and_platform.services.dissections import forget_without
 from and_platform.services.progress import SILENT, Progress
 from and_platform.services.provenance import RecipePlan
 from and_platform.services.texts import text_ids
@@ -52,6 +53,10 @@ class CaptionMaker(Protocol):
 
     recipe: BackendRecipe
 
+    def has(self, row: _Row) -> bool:
+        """Whether there is a caption to be made of this clip."""
+        ...
+
     def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
         """A caption per clip, an exception where there is none to be had; clips without one to give are left out."""
         ...
@@ -60,7 +65,11 @@ class CaptionMaker(Protocol):
 class _Source:
     """The captions that came with the data set."""
 
-    recipe = BackendRecipe("source", "1")
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self.recipe = BackendRecipe("source", _told_sha256(rows))
+
+    def has(self, row: _Row) -> bool:
+        return bool(row.source_caption)
 
     def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
         for row in rows:
@@ -75,6 +84,9 @@ class _Describer:
         self._thresholds = thresholds
         self.recipe = BackendRecipe("describer", str(describer.VERSION), {"probing_set": probing.sha256})
 
+    def has(self, row: _Row) -> bool:
+        return True
+
     def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
         for row in rows:
             yield row, describer.describe(acoustics.AcousticFeatures(**row.features), self._thresholds)
@@ -83,9 +95,14 @@ class _Describer:
 class _Joined:
     """The source's caption where there is one, then what the describer says."""
 
-    def __init__(self, describer_maker: _Describer) -> None:
+    def __init__(self, describer_maker: _Describer, rows: Sequence[_Row]) -> None:
         self._describer = describer_maker
-        self.recipe = BackendRecipe("joined", describer_maker.recipe.revision, describer_maker.recipe.params)
+        described = describer_maker.recipe
+        params = {**described.params, "source_captions": _told_sha256(rows)}
+        self.recipe = BackendRecipe("joined", described.revision, params)
+
+    def has(self, row: _Row) -> bool:
+        return True
 
     def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
         for row, said in self._describer.make(rows):
@@ -104,10 +121,15 @@ class _File:
         self._captions = _captions_of(path, content)
         self.recipe = BackendRecipe("file", hashlib.sha256(content).hexdigest())
 
+    def _caption(self, row: _Row) -> str | None:
+        return self._captions.get(row.path) or self._captions.get(Path(row.path).name)
+
+    def has(self, row: _Row) -> bool:
+        return bool(self._caption(row))
+
     def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
         for row in rows:
-            caption = self._captions.get(row.path) or self._captions.get(Path(row.path).name)
-            if caption:
+            if caption := self._caption(row):
                 yield row, caption
 
 
@@ -117,6 +139,9 @@ class _Model:
     def __init__(self, captioner: Captioner) -> None:
         self._captioner = captioner
         self.recipe = captioner.recipe
+
+    def has(self, row: _Row) -> bool:
+        return True
 
     def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
         for start in range(0, len(rows), _MODEL_BATCH):
@@ -146,6 +171,11 @@ class _Model:
             yield from zip((row for row, _ in decoded), captions, strict=True)
 
 
+def _told_sha256(rows: Sequence[_Row]) -> str:
+    """Identifies the captions that a data set brings: an ingest may correct them without changing any file."""
+    return provenance.sha256_of([[row.path, row.source_caption] for row in rows])
+
+
 def maker(engine: sa.Engine, probing: ProbingSet, spec: str, options: Mapping[str, Any] | None = None) -> CaptionMaker:
     """What makes the captions of a probing set.
 
@@ -157,19 +187,21 @@ def maker(engine: sa.Engine, probing: ProbingSet, spec: str, options: Mapping[st
     options
         Keywords of a captioner of the registry: `prompt`, `max_tokens` …
     """
-    if spec == "auto":
+    rows: list[_Row] = []
+    if spec in ("auto", "source", "describer", "joined"):
         with db.reading(engine) as session:
-            spec = "joined" if any(row.source_caption for row in _rows(session, probing.id)) else "describer"
+            rows = _rows(session, probing.id)
+    if spec == "auto":
+        spec = "joined" if any(row.source_caption for row in rows) else "describer"
     match spec.partition(":"):
         case ("source", _, _):
-            return _Source()
+            return _Source(rows)
         case ("file", _, path):
             return _File(Path(path).expanduser())
         case ("describer" | "joined", _, _):
-            with db.reading(engine) as session:
-                features = [acoustics.AcousticFeatures(**row.features) for row in _rows(session, probing.id)]
+            features = [acoustics.AcousticFeatures(**row.features) for row in rows]
             described = _Describer(probing, describer.fit(acoustics.feature_table(features)))
-            return described if spec == "describer" else _Joined(described)
+            return described if spec == "describer" else _Joined(described, rows)
         case _:
             return _Model(registry.create("captioner", spec, **(options or {})))
 
@@ -187,6 +219,21 @@ def only_describes(engine: sa.Engine, dataset: str, spec: str) -> bool:
 def plan(captions: CaptionMaker) -> RecipePlan:
     """The recipe of captions."""
     return RecipePlan.of("caption", captions.recipe)
+
+
+def waiting(engine: sa.Engine, probing: ProbingSet, captions: CaptionMaker) -> int:
+    """How many clips of a probing set have a caption coming: neither written nor failed."""
+    with db.reading(engine) as session:
+        recipe_id = provenance.find_recipe(session, plan(captions))
+        failed = set(
+            session.scalars(
+                sa.select(Failure.clip_id).where(
+                    Failure.stage == "caption", Failure.scope == f"recipe:{recipe_id}", Failure.resolved_at.is_(None)
+                )
+            )
+        )
+        rows = _rows(session, probing.id, without=recipe_id or 0)
+    return sum(row.clip_id not in failed and captions.has(row) for row in rows)
 
 
 def caption(
@@ -217,16 +264,19 @@ def caption(
 def _write(session: Session, recipe_id: int, made: Sequence[tuple[_Row, str | Exception]], run_id: int | None) -> int:
     scope = f"recipe:{recipe_id}"
     ready: list[tuple[_Row, str, str, list[str]]] = []
+    failed: list[tuple[_Row, str]] = []
     for row, said in made:
         if isinstance(said, Exception) or not said.strip():
-            provenance.record_failure(
-                session, stage="caption", scope=scope, unit=row.path, clip_id=row.clip_id, run_id=run_id,
-                reason=str(said) if isinstance(said, Exception) else "the caption is empty",
-            )  # fmt: skip
+            failed.append((row, str(said) if isinstance(said, Exception) else "the caption is empty"))
             continue
         cut = cut_repeats(said.strip())
         ready.append((row, said.strip(), cut.text, split_sentences(cut.text)))
+    # Texts before failures: who waits for its turn to add texts must hold no row that the one before it may need.
     ids = text_ids(session, [text for _, _, used, sentences in ready for text in (used, *sentences)])
+    for row, reason in failed:
+        provenance.record_failure(
+            session, stage="caption", scope=scope, unit=row.path, clip_id=row.clip_id, run_id=run_id, reason=reason
+        )
     values = [
         {
             "clip_id": row.clip_id, "recipe_id": recipe_id, "text": used, "text_id": ids[used],
@@ -249,6 +299,8 @@ def _write(session: Session, recipe_id: int, made: Sequence[tuple[_Row, str | Ex
             for ordinal, sentence in enumerate(sentences)
         ),
     )
+    if new:
+        forget_without(session, recipe_id, list(new))
     provenance.resolve_failures(session, stage="caption", scope=scope, units=[row.path for row, _, _, _ in ready])
     return len(new)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -17,7 +18,7 @@ from and_platform.backends.base import LLM, Tagger, TextAudioEncoder, TextEncode
 from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.core.exemplars import EXEMPLARS_KEPT
 from and_platform.core.similarity import SIMILARITIES
-from and_platform.errors import ConfigError
+from and_platform.errors import ConfigError, IncompleteError
 from and_platform.schema import (
     ConceptSet,
     DissectedLayer,
@@ -34,6 +35,7 @@ from and_platform.services import (
     datasets,
     embed,
     extract,
+    generate,
     icl,
     match,
     networks,
@@ -126,21 +128,32 @@ class Options:
         Raises
         ------
         ConfigError
-            For a key that is no option.
+            For a key that is no option, or a value of another type.
         """
         known = {item.name: item for item in fields(cls)}
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ConfigError(f"no option '{unknown[0]}'; there are: {', '.join(sorted(known))}")
-        settled: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**settled)
+        try:
+            settled: Options = TypeAdapter(cls).validate_python(
+                {key: _several(cls, key, value) for key, value in values.items()}
+            )
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            raise ConfigError(f"{first['loc'][0]} = {first['input']!r}: {first['msg'].lower()}") from exc
+        return settled
 
     def chosen_methods(self) -> tuple[str, ...]:
         """The methods asked for, or all for which there are models."""
         possible = {"db": True, "tab": self.audio_encoder is not None, "icl": self.llm is not None}
         return tuple(method for method in METHODS if (method in self.methods if self.methods else possible[method]))
+
+
+def _several(options: type[Options], key: str, value: Any) -> Any:
+    """What several may be given of, from text with commas too, as on the command line."""
+    if isinstance(value, str) and isinstance(getattr(options, key, None), tuple):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
 
 
 def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -266,13 +279,21 @@ class DissectReport:
     stages: list[StageReport]
     failed_clips: list[str]
     captions: tuple[int, int]
+    """Clips with a caption, and how many of these captions name the clip's class."""
     open_failures: int
+    llm: generate.Usage | None = None
+    """What the LLM has been asked so far in this database, where one is set."""
 
 
 def make_plan(
-    engine: sa.Engine, network_name: str, options: Options, tools: Tools, loaded: LoadedNetwork | None = None
+    engine: sa.Engine,
+    network_name: str,
+    options: Options,
+    tools: Tools,
+    loaded: LoadedNetwork | None = None,
+    probing_set_id: int | None = None,
 ) -> Plan:
-    """Settle what is to be done: the snapshot, the concept set, the layers, every recipe."""
+    """Settle what is to be done: the snapshot (default: of the data set as it is now), the concepts, every recipe."""
     with db.transaction(engine) as session:
         network = networks.find(session, network_name)
         dataset = datasets.find(session, options.dataset)
@@ -281,11 +302,14 @@ def make_plan(
             if options.concepts
             else concepts.labels_of(session, options.dataset)
         )
-        probing = datasets.snapshot(session, dataset.id)
+        if probing_set_id is None:
+            probing = datasets.snapshot(session, dataset.id)
+        else:
+            probing = session.get_one(ProbingSet, probing_set_id)
         rows = {layer.name: layer for layer in networks.layers(session, network)}
     loaded = loaded or networks.load(network)
     specs = record.choose_layers(loaded, options.layers or None, options.pooling)
-    recorded = record.plan(loaded, probing.sha256, options.pooling)
+    recorded = record.plan(network, loaded, dataset.name, probing, options.pooling)
     maker = caption.maker(engine, probing, options.captioner, options.captioner_options)
     captions = caption.plan(maker)
     methods = options.chosen_methods()
@@ -340,10 +364,15 @@ def dissect(
     reports: list[StageReport] = []
     with db.reading(engine) as session:
         network = networks.find(session, network_name)
+        datasets.find(session, options.dataset)
+    if options.concepts:  # a wrong name is told now and not after the recording
+        with db.transaction(engine) as session:
+            concepts.ensure(session, options.concepts)
     if caption.only_describes(engine, options.dataset, options.captioner):
         progress.note(f"note: {caption.OFFLINE_CAPTIONS}")
     loaded = networks.load(network)
     failed_clips: list[str] = []
+    probing_set_id: int | None = None
 
     def timed(stage: str, unit: str, total: int, work: Callable[[], int]) -> None:
         if stage in wanted:
@@ -358,10 +387,10 @@ def dissect(
             engine, network, loaded, options.dataset, layers=options.layers or None, pooling=options.pooling,
             progress=progress, run_id=run_id,
         )  # fmt: skip
-        failed_clips = recorded.failed_clips
+        failed_clips, probing_set_id = recorded.failed_clips, recorded.probing_set_id
         total = recorded.layers_recorded + recorded.layers_reused
         reports.append(StageReport("record", recorded.layers_recorded, total, "layers", time.monotonic() - began))
-    plan = make_plan(engine, network_name, options, tools, loaded)
+    plan = make_plan(engine, network_name, options, tools, loaded, probing_set_id)
     with db.transaction(engine) as session:
         recording_id = record.ensure_recording(session, plan.network.id, plan.probing.id, plan.record)
         dissection_id = _ensure_dissection(session, plan, options, recording_id)
@@ -372,6 +401,10 @@ def dissect(
         "caption", "clips", plan.probing.n_clips,
         lambda: caption.caption(engine, plan.probing, plan.caption_maker, progress=progress, run_id=run_id),
     )  # fmt: skip
+    if "caption" not in wanted and ("summarise" in wanted or ("match" in wanted and "db" in plan.scores)):
+        waiting = caption.waiting(engine, plan.probing, plan.caption_maker)
+        if waiting:  # without this, what is made of captions would be finished without them
+            raise IncompleteError(f"{waiting:,} clips wait for their captions; run the stage caption first")
     with db.reading(engine) as session:
         caption_id = provenance.find_recipe(session, plan.captioned)
         captions = caption.caption_overview(session, plan.probing.id, caption_id) if caption_id else (0, 0)
@@ -404,9 +437,12 @@ def dissect(
     )  # fmt: skip
     timed("embed", "summaries", neurons, lambda: _embed(engine, plan, tools, progress))
     open_failures = _complete(engine, plan, dissection_id, wanted)
+    usage = generate.usage(engine, tools.llm) if options.llm else None
     if run:
         run.counts.update(_counts(plan, reports))
-    return DissectReport(dissection_id, reports, failed_clips, captions, open_failures)
+        if usage:
+            run.counts["llm"] = usage._asdict()
+    return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, usage)
 
 
 def _counts(plan: Plan, reports: Sequence[StageReport]) -> dict[str, Any]:

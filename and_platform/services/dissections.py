@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from and_platform import db, queries
 from and_platform.errors import NotFoundError
-from and_platform.schema import Dissection, DissectionRecipe, Recipe
+from and_platform.schema import Dissection, DissectionRecipe, Failure, Recipe
 
 Rows = list[dict[str, Any]]
 
@@ -117,14 +118,47 @@ def drop(engine: sa.Engine, dissection: int) -> int:
             ),
             {"id": row.id},
         ).all()
-        gone = 0
-        for table in _OWNED:
-            result = session.execute(
-                sa.text(f"DELETE FROM {table} WHERE recipe_id = ANY (:ids)"), {"ids": list(only_here)}
-            )
-            gone += int(getattr(result, "rowcount", 0))
+        gone = _empty(session, only_here)
+        # Nobody will try these units again.
+        session.execute(sa.delete(Failure).where(Failure.scope.in_([f"recipe:{recipe}" for recipe in only_here])))
         session.delete(row)
         return gone
+
+
+def _empty(session: Session, recipes: Sequence[int]) -> int:
+    """Delete the rows of these recipes; returns how many."""
+    gone = 0
+    for table in _OWNED:
+        result = session.execute(sa.text(f"DELETE FROM {table} WHERE recipe_id = ANY (:ids)"), {"ids": list(recipes)})
+        gone += int(getattr(result, "rowcount", 0))
+    return gone
+
+
+def forget_without(session: Session, caption_recipe: int, clips: Sequence[int]) -> None:
+    """Forget what was made of a recipe's captions while those of these clips were missing: it is to be made again.
+
+    A captioner may fail for a clip, and succeed when it is asked again after everything else was computed.
+    """
+    made = session.scalars(
+        sa.text(
+            "WITH RECURSIVE later AS ("
+            " SELECT r.id FROM recipes r WHERE :recipe = ANY (r.parents) AND EXISTS ("
+            "   SELECT FROM recipes x JOIN probing_sets p ON p.sha256 = x.params ->> 'probing_set'"
+            "   JOIN probing_set_clips m ON m.probing_set_id = p.id"
+            "   WHERE (x.id = r.id OR x.id = ANY (r.parents)) AND m.clip_id = ANY (:clips))"
+            " UNION SELECT r.id FROM recipes r JOIN later l ON l.id = ANY (r.parents))"
+            " SELECT id FROM later WHERE EXISTS (SELECT FROM scorings s WHERE s.recipe_id IN (SELECT id FROM later))"
+            " OR EXISTS (SELECT FROM summaries s WHERE s.recipe_id IN (SELECT id FROM later))"
+        ),
+        {"recipe": caption_recipe, "clips": list(clips)},
+    ).all()
+    if not made:
+        return
+    _empty(session, made)
+    using = {"ids": list(made)}
+    of_these = "IN (SELECT k.dissection_id FROM dissection_recipes k WHERE k.recipe_id = ANY (:ids))"
+    session.execute(sa.text(f"UPDATE dissections SET status = 'running' WHERE id {of_these}"), using)
+    session.execute(sa.text(f"UPDATE dissected_layers SET completed_at = NULL WHERE dissection_id {of_these}"), using)
 
 
 def _find(session: Session, dissection: int) -> Dissection:

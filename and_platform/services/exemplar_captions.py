@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from and_platform.core.ragged import Ints, Ragged
@@ -57,7 +58,9 @@ def read_captions(session: Session, probing_set_id: int, n_clips: int, caption_r
     )
     lengths = np.bincount(positions, minlength=n_clips)
     sentences = Ragged(rows_of_texts.astype(np.int64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    texts = dict(session.execute(sa.select(Text.id, Text.text).where(Text.id.in_(text_ids.tolist()))).all())
+    # One array, not a parameter for each: a statement has room for 65,535.
+    wanted = sa.cast(text_ids.tolist(), ARRAY(sa.BigInteger))
+    texts = dict(session.execute(sa.select(Text.id, Text.text).where(Text.id == sa.any_(wanted))).all())
     return CaptionTable(captions, sentences, text_ids, [texts[int(identity)] for identity in text_ids])
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from and_platform import db, queries
 from and_platform.backends.base import LLM, Prompt, Tagger, TextEncoder
 from and_platform.core import acoustic_words, prompts, terms
+from and_platform.core.facets import REVISION
 from and_platform.schema import Layer, Term
 from and_platform.services import embed, generate, provenance
 from and_platform.services.progress import SILENT, Progress
@@ -19,6 +20,9 @@ from and_platform.services.provenance import RecipePlan
 
 MAX_TOKENS = 128
 _BATCH = 500
+
+Judged = tuple[bool, float | None, str]
+"""Accepted, score, reason."""
 
 
 class Judge(Protocol):
@@ -28,8 +32,8 @@ class Judge(Protocol):
 
     def verdicts(
         self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress
-    ) -> list[tuple[bool, float | None, str] | None]:
-        """Accepted, score and reason of each; None where it gave no verdict."""
+    ) -> list[Judged | str]:
+        """Accepted, score and reason of each; where there is no verdict, why."""
         ...
 
 
@@ -40,12 +44,12 @@ class AnchorJudge:
         self.encoder = encoder
 
     def plan(self) -> RecipePlan:
-        params = {"anchor": acoustic_words.ANCHOR, "threshold": acoustic_words.THRESHOLD, "facets": True}
+        params = {"anchor": acoustic_words.ANCHOR, "threshold": acoustic_words.THRESHOLD, "facets": REVISION}
         return RecipePlan("judge", "anchor", "1", params, (embed.plan(self.encoder),))
 
     def verdicts(
         self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress
-    ) -> list[tuple[bool, float | None, str] | None]:
+    ) -> list[Judged | str]:
         vectors = self.encoder.embed_texts([acoustic_words.ANCHOR, *adjectives])
         found = acoustic_words.judge_words(adjectives, vectors[1:], vectors[0])
         return [(verdict.accepted, verdict.score, verdict.reason) for verdict in found]
@@ -63,16 +67,18 @@ class LLMJudge:
 
     def verdicts(
         self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress
-    ) -> list[tuple[bool, float | None, str] | None]:
+    ) -> list[Judged | str]:
         asked = [Prompt(prompts.filter_prompt(word)) for word in adjectives]
         said = generate.ask(engine, self.llm, asked, max_tokens=MAX_TOKENS, name="ask: adjectives", progress=progress)
-        found: list[tuple[bool, float | None, str] | None] = []
+        found: list[Judged | str] = []
         for answer in said:
-            verdict = prompts.parse_verdict(answer.text) if answer.text is not None else None
-            if verdict is None or verdict.accepted is None:
-                found.append(None)
-            else:
-                found.append((verdict.accepted, None, verdict.reason))
+            if answer.text is None:
+                found.append(answer.error or "no answer")
+                continue
+            # An answer is kept for good, so that asking again would not help: no yes is a no.
+            verdict = prompts.parse_verdict(answer.text)
+            reason = verdict.reason if verdict.accepted is not None else f"neither yes nor no: {verdict.reason}"
+            found.append((bool(verdict.accepted), None, reason))
         return found
 
 
@@ -121,7 +127,7 @@ def extract(
                 found = [terms.extract_terms(tokens) for tokens in tagged]
                 _keep_tags(session, tag_id, [text_id for text_id, _ in batch], found)
             advance(len(batch))
-    unjudged = _judge(engine, judge, judge_id, tag_id, progress, run_id)
+    unjudged = _judge(engine, judge, judge_id, tag_id, calibrate_id, todo, progress, run_id)
     with progress.stage("extract terms", len(todo), "layers") as advance:
         for layer in todo:
             with db.transaction(engine) as session:
@@ -161,10 +167,22 @@ def _keep_tags(
     )
 
 
-def _judge(engine: sa.Engine, judge: Judge, judge_id: int, tag_id: int, progress: Progress, run_id: int | None) -> int:
-    """Judge the adjectives that have no verdict; returns how many still have none."""
+def _judge(
+    engine: sa.Engine,
+    judge: Judge,
+    judge_id: int,
+    tag_id: int,
+    calibrate_id: int,
+    layers: Sequence[Layer],
+    progress: Progress,
+    run_id: int | None,
+) -> int:
+    """Judge the adjectives of layers that have no verdict; returns how many still have none."""
     with db.reading(engine) as session:
-        adjectives = queries.unjudged_adjectives(session, judge_recipe=judge_id, tag_recipe=tag_id)
+        adjectives = queries.unjudged_adjectives(
+            session, judge_recipe=judge_id, tag_recipe=tag_id, calibrate_recipe=calibrate_id,
+            layers=[layer.id for layer in layers],
+        )  # fmt: skip
     if not adjectives:
         return 0
     with progress.stage("judge adjectives", len(adjectives), "words") as advance:
@@ -179,16 +197,13 @@ def _judge(engine: sa.Engine, judge: Judge, judge_id: int, tag_id: int, progress
             (
                 (judge_id, term_id, *verdict)
                 for (term_id, _), verdict in zip(adjectives, found, strict=True)
-                if verdict is not None
+                if not isinstance(verdict, str)
             ),
         )
-        missing = [word for (_, word), verdict in zip(adjectives, found, strict=True) if verdict is None]
-        for word in missing:
-            provenance.record_failure(
-                session, stage="judge", scope=scope, unit=word, run_id=run_id,
-                reason="the LLM gave no yes or no; its answer is in the table answers",
-            )  # fmt: skip
+        missing = {word: why for (_, word), why in zip(adjectives, found, strict=True) if isinstance(why, str)}
+        for word, why in missing.items():
+            provenance.record_failure(session, stage="judge", scope=scope, unit=word, run_id=run_id, reason=why)
         provenance.resolve_failures(
-            session, stage="judge", scope=scope, units={word for _, word in adjectives} - set(missing)
+            session, stage="judge", scope=scope, units={word for _, word in adjectives} - missing.keys()
         )
     return len(missing)

@@ -113,8 +113,8 @@ def pick(
             )
             for unit, reason in failed:
                 provenance.record_failure(session, stage="icl", scope=scope, unit=unit, reason=reason, run_id=run_id)
+            units = [f"{layer.name}#{row.unit}" for row in rows if row.neuron_id in chosen]
+            provenance.resolve_failures(session, stage="icl", scope=scope, units=units)
             if layer.id in ready and not failed:
                 provenance.finish_layer(session, recipe_id, layer.id)
-                units = [f"{layer.name}#{row.unit}" for row in rows]
-                provenance.resolve_failures(session, stage="icl", scope=scope, units=units)
     return len(todo)

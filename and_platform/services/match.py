@@ -111,7 +111,8 @@ def score(
     clips = _caption_vectors if plan.method == "db" else _sound_vectors
     vectors, valid = clips(engine, probing, plan, encoder_id, progress, run_id)
     if not valid.any():
-        raise IncompleteError("no clip of the probing set has a caption, so nothing can be matched; caption them first")
+        lacking = "a caption; caption them first" if plan.method == "db" else "a sound that can be read; see: andp failures"
+        raise IncompleteError(f"nothing can be matched, since no clip of the probing set has {lacking}")
     with db.reading(engine) as session:
         concept_vectors = embed.text_vectors(session, encoder_id, concept_texts)
     p = np.zeros((probing.n_clips, len(concept_ids)), np.float32)
@@ -178,6 +179,10 @@ def _sound_vectors(
                 db.insert_new(
                     session, "clip_embeddings", {"encoder_id": "int8", "clip_id": "int8", "embedding": "vector"},
                     ((encoder_id, clip, Vector(vector)) for clip, vector in zip(ids, vectors, strict=True)),
+                )  # fmt: skip
+                provenance.resolve_failures(
+                    session, stage="embed sounds", scope=f"encoder:{encoder_id}",
+                    units=[row.path for row in batch if row.id in ids],
                 )  # fmt: skip
                 for row, reason in failures:
                     provenance.record_failure(

@@ -68,12 +68,17 @@ def choose_layers(loaded: LoadedNetwork, globs: Sequence[str] | None, pooling: s
     return with_pooling(chosen, pooling) if pooling else chosen
 
 
-def plan(loaded: LoadedNetwork, probing_set_sha256: str, pooling: str | None) -> RecipePlan:
-    """The recipe of a recording: weights, configuration, pooling, probing set. Not which layers: more may be added."""
+def plan(network: Network, loaded: LoadedNetwork, dataset: str, probing: ProbingSet, pooling: str | None) -> RecipePlan:
+    """The recipe of a recording: weights, configuration, pooling, probing set. Not which layers: more may be added.
+
+    The names of network and data set are part of it: the same weights or the same files under two names have neurons
+    and clips of their own, and so recordings of their own.
+    """
     default = sorted({layer.pooling for layer in loaded.layers if layer.kind != "head"})
     return RecipePlan.of(
         "record", loaded.recipe,
-        pooling=pooling or "+".join(default), dtype="float16", probing_set=probing_set_sha256, exemplars=EXEMPLARS_KEPT,
+        network=network.name, dataset=dataset, probing_set=probing.sha256, pooling=pooling or "+".join(default),
+        dtype="float16", exemplars=EXEMPLARS_KEPT,
     )  # fmt: skip
 
 
@@ -119,9 +124,10 @@ def record(
                 raise NotFoundError(
                     f"the data set '{dataset}' has no usable clips; see: andp failures --dataset {dataset}"
                 )
-            recording_id = ensure_recording(session, network.id, probing.id, plan(loaded, probing.sha256, pooling))
+            recipe = plan(network, loaded, dataset, probing, pooling)
+            recording_id = ensure_recording(session, network.id, probing.id, recipe)
             if copied_from and copied_from[0] != recording_id:
-                _copy_blocks(session, copied_from[0], recording_id, copied_from[1])
+                _copy_values(session, copied_from[0], recording_id, copied_from[1])
                 _drop_abandoned(session, copied_from[0])
         try:
             report = _record(engine, network, loaded, dataset, recording_id, probing, specs, progress)
@@ -289,8 +295,17 @@ def _members(session: Session, probing_set_id: int) -> list[_Member]:
     return [_Member(position, clip, path, Path(root) / path, sha256) for position, clip, root, path, sha256 in rows]
 
 
-def _copy_blocks(session: Session, source: int, target: int, first_changed: int) -> None:
-    """Blocks that lie before the first clip that is gone are the same in the new snapshot."""
+def _copy_values(session: Session, source: int, target: int, first_changed: int) -> None:
+    """Stretches and blocks that lie before the first clip that is gone are the same in the new snapshot."""
+    activations.lock_recording(session, target)
+    session.execute(
+        sa.text(
+            "INSERT INTO activations (recording_id, neuron_id, stretch, values)"
+            " SELECT :target, neuron_id, stretch, values FROM activations"
+            " WHERE recording_id = :source AND (stretch + 1) * :size <= :changed ON CONFLICT DO NOTHING"
+        ),
+        {"target": target, "source": source, "changed": first_changed, "size": activations.STRETCH},
+    )
     columns = [column.name for column in ActivationBlock.__table__.columns if column.name != "recording_id"]
     session.execute(
         sa.text(

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from and_platform import db
 from and_platform.backends.base import LLM, Prompt, TextEncoder
 from and_platform.core import extractive, prompts
+from and_platform.core.facets import REVISION as FACETS_REVISION
 from and_platform.core.facets import facets
 from and_platform.core.ragged import Ints
 from and_platform.core.text import clean_points
@@ -71,7 +72,10 @@ class Extractive:
         self.min_support, self.tau, self.max_points = tuple(min_support), tau, max_points
 
     def plan(self, record: RecipePlan, captions: RecipePlan, k: int) -> RecipePlan:
-        params = {"k": k, "min_support": list(self.min_support), "tau": self.tau, "max_points": self.max_points}
+        params = {
+            "k": k, "min_support": list(self.min_support), "tau": self.tau, "max_points": self.max_points,
+            "facets": FACETS_REVISION,
+        }  # fmt: skip
         return RecipePlan("summarise", "extractive", "1", params, (record, captions, embed.plan(self.encoder)))
 
     def prepare(self, engine: sa.Engine, table: CaptionTable, progress: Progress) -> None:
@@ -167,6 +171,7 @@ def summarise(
 
 def _write(session: Session, recipe_id: int, layer: Layer, both: list[Points], run_id: int | None) -> None:
     """Rows of a layer: summaries that are there already (of a run in which others failed) stay."""
+    session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('summarise'), :id)"), {"id": layer.id})
     neurons = neuron_ids(session, layer.id)
     rows = [
         (neuron, side, points)
@@ -223,14 +228,11 @@ def _write(session: Session, recipe_id: int, layer: Layer, both: list[Points], r
             for ordinal, point in enumerate(points)
         ),
     )
+    provenance.resolve_failures(
+        session, stage="summarise", scope=scope, units=[f"{unit_of[neuron]} {side}" for neuron, side, _ in ready]
+    )
     if not failed:
         provenance.finish_layer(session, recipe_id, layer.id)
-        provenance.resolve_failures(
-            session,
-            stage="summarise",
-            scope=scope,
-            units=[f"{unit} {side}" for unit in unit_of.values() for side in SIDES],
-        )
 
 
 def point_texts(session: Session, recipe_id: int, layer_ids: Sequence[int]) -> dict[int, str]:

@@ -10,6 +10,8 @@ WITH chosen AS (
     FROM summary_embeddings e
     JOIN calibrations c ON c.id = e.calibration_id
     JOIN chosen k ON k.recipe_id = c.recipe_id
+    JOIN neurons n ON n.id = c.neuron_id
+    JOIN dissected_layers dl ON dl.dissection_id = k.dissection_id AND dl.layer_id = n.layer_id
     WHERE e.encoder_id = %(encoder)s
     ORDER BY distance, c.id
     LIMIT %(depth)s
@@ -17,6 +19,8 @@ WITH chosen AS (
     SELECT c.id, k.dissection_id, ts_rank_cd(to_tsvector('english', c.summary), q.query) AS hit
     FROM calibrations c
     JOIN chosen k ON k.recipe_id = c.recipe_id
+    JOIN neurons n ON n.id = c.neuron_id
+    JOIN dissected_layers dl ON dl.dissection_id = k.dissection_id AND dl.layer_id = n.layer_id
     CROSS JOIN websearch_to_tsquery('english', %(text)s) AS q (query)
     WHERE to_tsvector('english', c.summary) @@ q.query
     ORDER BY hit DESC, c.id

@@ -12,11 +12,22 @@ WHERE t.id IN (
 AND NOT EXISTS (SELECT FROM text_tags g WHERE g.recipe_id = %(tag_recipe)s AND g.text_id = t.id)
 ORDER BY t.id;
 
--- unjudged_adjectives: every adjective that a tagger has found and a judge has not seen.
+-- unjudged_adjectives: every adjective that a tagger has found in kept points of some layers and a judge has not seen.
 SELECT x.id, x.term
 FROM terms x
 WHERE x.part_of_speech = 'adjective'
-  AND x.id IN (SELECT unnest(g.terms) FROM text_tags g WHERE g.recipe_id = %(tag_recipe)s)
+  AND x.id IN (
+    SELECT unnest(g.terms)
+    FROM text_tags g
+    WHERE g.recipe_id = %(tag_recipe)s AND g.text_id IN (
+        SELECT sp.text_id
+        FROM calibrations c
+        JOIN neurons n ON n.id = c.neuron_id
+        JOIN calibrated_points p ON p.calibration_id = c.id AND p.kept
+        JOIN summary_points sp ON sp.summary_id = c.high_summary_id AND sp.ordinal = p.ordinal
+        WHERE c.recipe_id = %(calibrate_recipe)s AND n.layer_id = ANY (%(layers)s)
+    )
+)
   AND NOT EXISTS (SELECT FROM term_verdicts v WHERE v.recipe_id = %(judge_recipe)s AND v.term_id = x.id)
 ORDER BY x.term;
 
@@ -37,5 +48,6 @@ FROM (
 ) q
 JOIN terms x ON x.id = q.term_id
 LEFT JOIN term_verdicts v ON v.term_id = q.term_id AND v.recipe_id = %(judge_recipe)s
+ORDER BY q.neuron_id, q.term_id  -- two processes must not wait for each other's rows
 ON CONFLICT (recipe_id, neuron_id, term_id) DO UPDATE
 SET occurrences = excluded.occurrences, is_open_concept = excluded.is_open_concept;

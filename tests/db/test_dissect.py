@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from and_platform import api, db
-from and_platform.errors import BackendError, ConfigError, InputError, NotFoundError
+from and_platform.errors import BackendError, ConfigError, IncompleteError, InputError, NotFoundError
 from and_platform.services import activations, ask, dissections, networks
 from and_platform.services.dissect import Options
 from tests import tiny
@@ -140,7 +140,7 @@ def test_offline(andp_: api.Platform, engine: sa.Engine) -> None:
     assert labels == [path.split("/")[0] for path in paths]
 
 
-def test_asking(andp_: api.Platform, engine: sa.Engine) -> None:
+def test_asking(andp_: api.Platform, engine: sa.Engine, tmp_path: Path) -> None:
     andp_.dissect("tiny", dataset="tones")
     found = andp_.neurons("noise", strategy="closed_db", layer="head")
     assert list(found.columns[:3]) == ["neuron", "network", "layer"]
@@ -165,18 +165,37 @@ def test_asking(andp_: api.Platform, engine: sa.Engine) -> None:
         (lambda: andp_.sql("DELETE FROM clips"), InputError),
         (lambda: andp_.sql("SELEC"), InputError),
         (lambda: andp_.sql("SELECT pg_sleep(5)", timeout=0.1), InputError),
+        (lambda: andp_.sql("SELECT 1", timeout=-1), InputError),
+        (lambda: andp_.sql(" -- nothing"), InputError),
+        (lambda: andp_.sql("COPY clips TO STDOUT"), InputError),
+        (lambda: andp_.sql("COMMIT; DELETE FROM failures"), InputError),
+        (lambda: andp_.neurons("noise", limit=0), InputError),
+        (lambda: andp_.search("noise", network="nobody"), NotFoundError),
+        (lambda: andp_.dissect("tiny", dataset="tones", top_k="five"), ConfigError),
+        (lambda: andp_.ingest("tones", kind="unheard"), InputError),
         (lambda: andp_.dissect("nobody"), NotFoundError),
         (lambda: andp_.dissect("tiny", dataset="tones", colour=1), ConfigError),
     ):
         with pytest.raises(error):
             wrong()
     assert andp_.sql("UPDATE datasets SET name = name", write=True).iloc[0, 0] == 1
+    assert andp_.sql("SELECT 1 AS a; SELECT 2 AS b", write=True).b.tolist() == [2]
+    assert andp_.sql("CREATE TABLE mine (n int)", write=True).done.tolist() == ["CREATE TABLE"]
+    # A later dissection with other concepts takes nothing away from what can be asked of the earlier one.
+    tiny.sounds(tmp_path / "others")
+    (tmp_path / "others" / "high").rename(tmp_path / "others" / "whistle")
+    (tmp_path / "others" / "noise").rename(tmp_path / "others" / "hiss")
+    andp_.ingest(tmp_path / "others", processes=1)
+    later = andp_.dissect("tiny", dataset="others", layers="head").dissection_id
+    assert not andp_.neurons("noise", strategy="closed_db").empty
+    assert set(andp_.neurons("hiss", strategy="closed_db", top=3, network="tiny").dissection_id) == {later}
 
 
 def test_llm(andp_: api.Platform, engine: sa.Engine, llm: LLMServer) -> None:
     report = andp_.dissect("tiny", dataset="tones", llm=llm.spec, layers=["head", "b00.attn_out"])
     assert report.open_failures == 0
     answers = rows(engine, "SELECT prompt FROM answers")
+    assert report.llm and report.llm.answers == len(answers) and report.llm.completion_tokens > len(answers)
     assert len(answers) == len(llm.asked) == len(set(llm.asked))  # each prompt once, each answer kept
     # Greetings, offers and points of five words or fewer are gone.
     points = {row.point for row in rows(engine, "SELECT point FROM calibrated_summary_points")}
@@ -202,6 +221,34 @@ def test_llm_that_fails_for_some(andp_: api.Platform, engine: sa.Engine, llm: LL
     assert report.open_failures == 0
     assert len(rows(engine, "SELECT FROM summaries")) == 6 and len(rows(engine, "SELECT FROM calibrations")) == 3
     assert rows(engine, "SELECT status FROM dissections")[0].status == "complete"
+
+
+def test_failures_are_resolved_one_by_one(andp_: api.Platform, engine: sa.Engine, llm: LLMServer) -> None:
+    def failed(stage: str) -> set[str]:
+        found = rows(engine, "SELECT unit FROM failures WHERE stage = :stage AND resolved_at IS NULL", stage=stage)
+        return {row.unit for row in found}
+
+    llm.fail = re.compile("summarize")
+    andp_.dissect("tiny", dataset="tones", llm=llm.spec, layers=["head"], threshold=1.0)
+    assert len(failed("summarise")) == 6
+    prompt = next(asked for asked in llm.asked if "summarize" in asked)
+    llm.fail = re.compile(re.escape(prompt) + "|Can the adjective")
+    andp_.dissect("tiny", dataset="tones", llm=llm.spec, layers=["head"], threshold=1.0)
+    assert len(failed("summarise")) == 6 - len(rows(engine, "SELECT FROM summaries")) < 6
+    assert failed("judge")
+    reasons = rows(engine, "SELECT reason FROM failures WHERE stage = 'judge'")
+    assert all("400" in row.reason for row in reasons)
+    assert not rows(
+        engine, "SELECT FROM finished_layers f JOIN recipes r ON r.id = f.recipe_id WHERE stage = 'extract'"
+    )
+    llm.fail = re.compile("(?!)")
+    report = andp_.dissect("tiny", dataset="tones", llm=llm.spec, layers=["head"], threshold=1.0)
+    assert report.open_failures == 0 and not failed("summarise") | failed("judge")
+    llm.fail = re.compile("summarize")
+    third = andp_.dissect("tiny", dataset="tones", llm=llm.spec, layers=["head"], threshold=1.0, top_k=3)
+    assert third.open_failures > 0
+    dissections.drop(engine, third.dissection_id)
+    assert not failed("summarise")  # with the dissection goes what it left open
 
 
 def test_tab_with_a_tiny_clap(andp_: api.Platform, engine: sa.Engine, clap_dir: Path) -> None:
@@ -307,6 +354,112 @@ def test_clips_that_cannot_be_read_are_left_out(andp_: api.Platform, engine: sa.
     (tmp_path / "moving").rename(tmp_path / "moved")
     with pytest.raises(InputError, match="relocate"):
         andp_.dissect("tiny", dataset="moving", layers=["b00.ff_in"])
+
+
+def test_a_clip_that_fails_late_costs_one_block(
+    andp_: api.Platform, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from and_platform.services import record
+
+    monkeypatch.setattr(activations, "BLOCK", 3)
+    monkeypatch.setattr(activations, "STRETCH", 6)
+    tiny.sounds(tmp_path / "moving", 4)
+    andp_.ingest(tmp_path / "moving", processes=1)
+    (tmp_path / "moving" / "noise" / "noise-2.wav").unlink()  # in the last block of the second stretch
+    with db.reading(engine) as session:
+        network = networks.find(session, "tiny")
+    report = record.record(engine, network, networks.load(network), "moving", layers=["head"])
+    assert report.failed_clips == ["noise/noise-2.wav"] and report.blocks_computed == 1
+    andp_.dissect("tiny", dataset="tones", layers=["head"])
+    left, _, _ = andp_.activations("tiny", "head", dataset="moving")
+    whole, paths, _ = andp_.activations("tiny", "head", dataset="tones")
+    kept = [path != "noise/noise-2.wav" for path in paths]
+    assert left.astype("float32") == pytest.approx(whole[:, kept].astype("float32"), abs=2e-3)
+
+
+def test_nothing_is_made_of_captions_that_are_still_to_come(andp_: api.Platform, engine: sa.Engine) -> None:
+    for stage in ("summarise", "match"):
+        with pytest.raises(IncompleteError, match="12 clips wait for their captions"):
+            andp_.dissect("tiny", dataset="tones", layers=["head"], stages=["record", stage])
+    assert not rows(engine, "SELECT FROM summaries") and not rows(engine, "SELECT FROM finished_layers")
+    andp_.dissect("tiny", dataset="tones", layers=["head"], stages=["caption"])
+    andp_.dissect("tiny", dataset="tones", layers=["head"], stages=["match", "summarise"])
+    assert any(row.text for row in rows(engine, "SELECT text FROM summaries"))
+
+
+def test_a_caption_that_comes_late_is_used(
+    andp_: api.Platform, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from and_platform.backends import registry
+    from and_platform.backends.base import BackendRecipe
+    from and_platform.errors import GenerationError
+
+    broken = {"noise-3"}
+
+    class Captioner:
+        recipe = BackendRecipe("fake", "1")
+        rate = None
+
+        def caption_batch(self, clips: Any) -> list[str]:
+            if any(stem in clip.key for clip in clips for stem in broken):
+                raise GenerationError("no caption")
+            return [f"A sound of the kind {clip.key.split('/')[0]}." for clip in clips]
+
+    create = registry.create
+    monkeypatch.setattr(
+        registry, "create",
+        lambda role, spec, **options: Captioner() if role == "captioner" else create(role, spec, **options),
+    )  # fmt: skip
+    for expected in ([11], [11], []):
+        report = andp_.dissect("tiny", dataset="tones", layers=["head"], captioner="fake")
+        assert rows(engine, "SELECT missing FROM scorings") == [(expected,)]
+        assert report.open_failures == bool(expected)
+        assert rows(engine, "SELECT status FROM dissections") == [("complete",)]
+        assert len(rows(engine, "SELECT FROM current_neuron_descriptions WHERE calibrated_summary IS NOT NULL")) == 3
+        if len(rows(engine, "SELECT FROM runs WHERE command = 'dissect'")) == 2:
+            assert all(stage.computed == 0 for stage in report.stages)  # failed again: nothing is made anew
+            broken.clear()
+
+
+def test_captions_that_were_corrected_are_used(andp_: api.Platform, engine: sa.Engine, material: Path) -> None:
+    manifest = material / "told.csv"
+    for told in ("A gate squeaks.", "A brook babbles."):
+        paths = sorted(path.relative_to(material) for path in (material / "tones").rglob("*.wav"))
+        manifest.write_text("path,label,caption\n" + "".join(f"{path},{path.parent.name},{told}\n" for path in paths))
+        andp_.ingest(manifest, processes=1)
+        andp_.dissect("tiny", dataset="told", layers=["head"], captioner="source")
+        said = rows(engine, "SELECT DISTINCT summary FROM current_neuron_descriptions WHERE dataset = 'told'")
+        assert [row.summary for row in said] == [told]
+
+
+def test_the_same_network_and_files_under_two_names(
+    andp_: api.Platform, engine: sa.Engine, material: Path, tmp_path: Path
+) -> None:
+    andp_.add_network("twin", material / "network")
+    tiny.sounds(tmp_path / "others", 4)
+    andp_.ingest(tmp_path / "others", processes=1)
+    for network, dataset in (("tiny", "tones"), ("twin", "tones"), ("tiny", "others")):
+        andp_.dissect(network, dataset=dataset, layers=["head"])
+        assert andp_.activations(network, "head", dataset=dataset)[0].shape == (3, 12)
+    shown = rows(engine, "SELECT network, dataset, count(*) FROM exemplar_clips GROUP BY 1, 2 ORDER BY 1, 2")
+    assert shown == [("tiny", "others", 72), ("tiny", "tones", 72), ("twin", "tones", 72)]
+
+
+def test_more_sentences_than_a_statement_has_parameters(andp_: api.Platform, engine: sa.Engine) -> None:
+    from and_platform.services.exemplar_captions import read_captions
+
+    andp_.dissect("tiny", dataset="tones", layers=["head"], stages=["caption"])
+    with db.transaction(engine) as session:
+        session.execute(
+            sa.text(
+                "WITH made AS (INSERT INTO texts (text) SELECT 'Sentence ' || i FROM generate_series(1, 66000) i"
+                " RETURNING id) INSERT INTO caption_sentences (caption_id, ordinal, text_id)"
+                " SELECT (SELECT min(id) FROM captions), 100 + row_number() OVER (), id FROM made"
+            )
+        )
+        caption = session.execute(sa.text("SELECT recipe_id FROM captions LIMIT 1")).scalar_one()
+        probing = session.execute(sa.text("SELECT id FROM probing_sets")).scalar_one()
+        assert len(read_captions(session, probing, 12, caption).texts) > 66_000
 
 
 @pytest.mark.parametrize(

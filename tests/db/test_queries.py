@@ -86,7 +86,10 @@ def arguments(session: Session, world: World) -> dict[str, dict[str, Any]]:
         "untagged_points": {
             "calibrate_recipe": stages["calibrate"], "tag_recipe": fresh, "layers": [world.layers["head"].id],
         },
-        "unjudged_adjectives": {"judge_recipe": fresh, "tag_recipe": stages["tag"]},
+        "unjudged_adjectives": {
+            "judge_recipe": fresh, "tag_recipe": stages["tag"], "calibrate_recipe": stages["calibrate"],
+            "layers": [world.layers["head"].id],
+        },
         "insert_neuron_terms": {
             "recipe": fresh, "calibrate_recipe": stages["calibrate"], "tag_recipe": stages["tag"],
             "judge_recipe": stages["judge"], "layer": world.layers["head"].id,
@@ -136,9 +139,14 @@ def test_untagged_points_are_the_kept_ones_that_were_not_tagged(scratch: Session
 
 def test_unjudged_adjectives_are_those_without_a_verdict(scratch: Session, shared: World) -> None:
     stages = factories.stage_recipes(scratch, shared.dissection)
-    assert queries.unjudged_adjectives(scratch, judge_recipe=stages["judge"], tag_recipe=stages["tag"]) == []
+    every: dict[str, Any] = {
+        "tag_recipe": stages["tag"],
+        "calibrate_recipe": stages["calibrate"],
+        "layers": [layer.id for layer in shared.layers.values()],
+    }
+    assert queries.unjudged_adjectives(scratch, judge_recipe=stages["judge"], **every) == []
     fresh = factories.recipe(scratch, "judge")
-    words = [word for _, word in queries.unjudged_adjectives(scratch, judge_recipe=fresh, tag_recipe=stages["tag"])]
+    words = [word for _, word in queries.unjudged_adjectives(scratch, judge_recipe=fresh, **every)]
     assert words == ["edible", "high-pitched", "loud"]
 
 
