@@ -538,7 +538,11 @@ def _complete(engine: sa.Engine, plan: Plan, dissection_id: int, wanted: Sequenc
                 .values(completed_at=sa.func.now())
                 .returning(DissectedLayer.layer_id)
             ).all()
-            if changed:  # asked for again with nothing to do, it keeps its date
+            # Layers of another call that was killed are still open; asked for again with nothing to do, it keeps its date.
+            open_layers = sa.select(DissectedLayer.layer_id).where(
+                DissectedLayer.dissection_id == dissection_id, DissectedLayer.completed_at.is_(None)
+            )
+            if changed and not session.scalar(sa.select(open_layers.exists())):
                 session.execute(
                     sa.update(Dissection)
                     .where(Dissection.id == dissection_id)

@@ -50,7 +50,7 @@ def last_layer(engine: sa.Engine, dissection: int) -> list[dict[str, Any]]:
                     rows.append(
                         {
                             "method": method, "similarity": similarity, "over": over, "classes": n,
-                            "top_1": sum(name == found[0] for name, found in chosen) / n if n else None,
+                            "top_1": sum(name in found[:1] for name, found in chosen) / n if n else None,
                             "top_5": sum(name in found[:5] for name, found in chosen) / n if n else None,
                         }
                     )  # fmt: skip

@@ -102,11 +102,14 @@ FROM layer_overview
 WHERE dissection_id = %(dissection)s
 ORDER BY position;
 
--- last_layer_names: for each unit of the head, its class and the best concepts by one method and function.
-SELECT n.unit, n.class_name, array_agg(c.concept ORDER BY c.rank) AS concepts
-FROM closed_concepts c
-JOIN neurons n ON n.id = c.neuron_id
-JOIN layers l ON l.id = n.layer_id AND l.kind = 'head'
-WHERE c.dissection_id = %(dissection)s AND c.method = %(method)s AND c.similarity = %(similarity)s
+-- last_layer_names: for each unit of the head, its class and the best concepts by one method and function; none for a constant unit.
+SELECT n.unit, n.class_name,
+       coalesce(array_agg(c.concept ORDER BY c.rank) FILTER (WHERE c.concept IS NOT NULL), '{}') AS concepts
+FROM dissected_layers x
+JOIN layers l ON l.id = x.layer_id AND l.kind = 'head'
+JOIN neurons n ON n.layer_id = l.id
+LEFT JOIN closed_concepts c
+  ON c.dissection_id = x.dissection_id AND c.neuron_id = n.id AND c.method = %(method)s AND c.similarity = %(similarity)s
+WHERE x.dissection_id = %(dissection)s
 GROUP BY n.unit, n.class_name
 ORDER BY n.unit;
