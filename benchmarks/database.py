@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from and_platform import db
 from and_platform.config import Settings
+from and_platform.core.matching import Matcher
 from and_platform.core.similarity import SIMILARITIES
 from and_platform.embedded import EmbeddedServer
 from and_platform.schema import (
@@ -147,8 +148,13 @@ def run(home: Path, arguments: argparse.Namespace) -> None:
         session.flush()
         score = match.ScorePlan("db", None, RecipePlan("score", "synthetic", "0", {}), None)  # type: ignore[arg-type]
         scoring_id = match._store(session, score, probing, concepts, [e.id for e in entries], p, np.ones(n, bool))
+    size = f"{neurons:,} x {n:,} x {arguments.concepts:,}, all five"
+    with timed(f"match {size}, reading included"), db.reading(engine) as session:
+        matcher = Matcher(match.read_scores(session, scoring_id)[0], top=match.TOP)
+        for _, found in activations.read_layers(session, recording_id, layers, n):
+            matcher.layer(found)
     recipes = {name: match.plan_match(recorded, score, name, None) for name in SIMILARITIES}
-    with timed(f"match {neurons:,} x {n:,} x {arguments.concepts:,}, all five, reading and writing included"):
+    with timed("the same, and the best 5 written", f"{neurons * 25:,} rows"):
         match.match(engine, recording_id, scoring_id, layers, recipes)
     with timed("find what is missing (resumption, all matched)"):
         assert match.match(engine, recording_id, scoring_id, layers, recipes) == 0

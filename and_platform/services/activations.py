@@ -306,8 +306,11 @@ def _read(session: Session, recording_id: int, layer: Layer, stretch: int) -> Ha
     """One stretch of a layer, float16 [units, clips], by binary COPY: the vectors' bytes as they come."""
     values = db.read_vectors(
         session,
-        "SELECT values FROM activations a JOIN neurons n ON n.id = a.neuron_id"
-        " WHERE a.recording_id = %s AND a.stretch = %s AND n.layer_id = %s ORDER BY n.unit",
+        # One look-up a neuron, whatever the planner believes of a partition that has just been filled: it would scan
+        # the whole of it for every layer.
+        "SELECT x.values FROM neurons n CROSS JOIN LATERAL (SELECT a.values FROM activations a"
+        " WHERE a.recording_id = %s AND a.neuron_id = n.id AND a.stretch = %s LIMIT 1) x"
+        " WHERE n.layer_id = %s ORDER BY n.unit",
         (recording_id, stretch, layer.id),
         half=True,
     )
