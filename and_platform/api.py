@@ -32,6 +32,50 @@ if TYPE_CHECKING:
     from and_platform.services.ingest import IngestReport
 
 
+class NeuronView:
+    """A neuron, for notebooks: `description` is a dict, the rest are DataFrames.
+
+    Attributes
+    ----------
+    description
+        The neuron's row of the view `neuron_descriptions`, with its statistics.
+    exemplars
+        Its most and least active clips, with their captions.
+    points
+        The points of its summary, kept or dropped, and by which low point.
+    matches
+        Its best closed-set concepts by method and function.
+    terms
+        The terms of its calibrated summary, with the verdicts on adjectives.
+    """
+
+    def __init__(self, report: NeuronReport) -> None:
+        self.description = report.description
+        self.exemplars = _frame(
+            report.exemplars, ("side", "rank", "label", "path", "activation", "caption", "names_label")
+        )
+        self.points = _frame(report.points, ("point", "kept", "support", "nearest_low_point", "cosine"))
+        self.matches = _frame(report.matches, ("method", "similarity", "speaks", "rank", "concept", "score"))
+        self.terms = _frame(
+            report.terms,
+            ("term", "part_of_speech", "occurrences", "is_open_concept", "verdict_score", "verdict_reason"),
+        )
+
+    def __repr__(self) -> str:
+        told = self.description
+        summary = (told["calibrated_summary"] or "no summary").replace("\n", " ")
+        return f"<{told['network']} {told['neuron']}: {told['closed_db'] or 'no concept'}; {summary}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from html import escape
+
+        parts = [f"<p><b>{escape(repr(self)[1:-1])}</b></p>"]
+        for title, frame in (("exemplars", self.exemplars), ("points", self.points), ("concepts", self.matches)):
+            parts.append(f"<p>{title}</p>{frame.to_html(index=False)}")
+        return "".join(parts)
+
+
 class Platform:
     """A database and what can be done with it. Made by `and_platform.open`.
 
@@ -130,9 +174,9 @@ class Platform:
 
     def neuron(
         self, network: str, name: str, *, dissection: int | None = None, exemplars: int | None = None
-    ) -> NeuronReport:
+    ) -> NeuronView:
         """Everything known of a neuron, named LAYER#UNIT ("b03.ff_in#17")."""
-        return ask.neuron(self.engine, network, name, dissection=dissection, exemplars=exemplars)
+        return NeuronView(ask.neuron(self.engine, network, name, dissection=dissection, exemplars=exemplars))
 
     def neurons(self, concept: str, **options: Any) -> pd.DataFrame:
         """The neurons that respond to a concept, best first, and why each.

@@ -109,6 +109,11 @@ def translated() -> Iterator[None]:
         raise _server_error(exc.orig) from exc
     except psycopg.OperationalError as exc:
         raise _server_error(exc) from exc
+    except (sa.exc.ProgrammingError, psycopg.errors.InsufficientPrivilege) as exc:
+        denied = exc.orig if isinstance(exc, sa.exc.ProgrammingError) else exc
+        if not isinstance(denied, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise DatabaseError(f"{str(denied).splitlines()[0]}; connect as a user that may") from exc
 
 
 def _server_error(exc: BaseException | None) -> DatabaseError:

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -81,6 +82,8 @@ def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
 
 def main() -> None:
     """Run `andp`; every foreseen error is one line on stderr and an exit status that tells its kind."""
+    # For networks that are a `module:factory` of the user's; last, so that nothing there hides a library.
+    sys.path.append(str(Path.cwd()))
     try:
         cli.main(prog_name="andp", standalone_mode=False)
     except AndpError as exc:

@@ -36,9 +36,6 @@ def add(ctx: click.Context, name: str, location: str, trained_on: str | None, he
       andp networks add mine ./checkpoint --trained-on esc50 --held-out-fold 1
       andp networks add cnn my_networks:build
     """
-    import sys
-
-    sys.path.insert(0, str(Path.cwd()))
     engine = db.connect(tell=bars(ctx).note)
     with provenance.run(engine, "networks add", {"name": name, "location": location}):
         network = networks.add(engine, name, location, trained_on=trained_on, held_out_fold=held_out_fold)

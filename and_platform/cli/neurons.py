@@ -21,7 +21,7 @@ from and_platform.services import ask
     "--words", type=click.Choice(ask.WORDS), default="any", show_default=True, help="For open: which of its words."
 )
 @click.option(
-    "--top", type=click.IntRange(1, 10), default=3, show_default=True, help="For closed_*: rank it must reach."
+    "--top", type=click.IntRange(1, 5), default=3, show_default=True, help="For closed_*: rank it must reach."
 )
 @click.option("--network", help="Only this network.")
 @click.option("--dissection", type=int, help="A dissection; default: the current ones.")

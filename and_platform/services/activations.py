@@ -291,7 +291,7 @@ def read_layer(session: Session, recording_id: int, layer: Layer, n_clips: int) 
         The layer has not been recorded in full.
     """
     if session.get(RecordedLayer, (recording_id, layer.id)) is None:
-        raise IncompleteError(f"layer {layer.name} is not recorded yet; run: andp dissect (or andp recordings make)")
+        raise IncompleteError(f"layer {layer.name} is not recorded yet; run: andp dissect")
     parts = [_read(session, recording_id, layer, part.index) for part in stretches(n_clips)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 

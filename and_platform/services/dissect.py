@@ -108,6 +108,8 @@ class Options:
         _check("pooling", [self.pooling] if self.pooling else [], ("first", "mean", "max"))
         if not 1 <= self.top_k <= EXEMPLARS_KEPT:
             raise ConfigError(f"top_k is {self.top_k}; between 1 and {EXEMPLARS_KEPT} exemplars a side are kept")
+        if self.clips is not None and self.clips < 1:
+            raise ConfigError(f"clips is {self.clips}; match on at least one clip, or leave it out for all")
         if not -1 <= self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}; a cosine lies between -1 and 1")
         if self.llm is None:
@@ -365,14 +367,13 @@ def dissect(
     with db.reading(engine) as session:
         network = networks.find(session, network_name)
         datasets.find(session, options.dataset)
-    if options.concepts:  # a wrong name is told now and not after the recording
-        with db.transaction(engine) as session:
-            concepts.ensure(session, options.concepts)
     if caption.only_describes(engine, options.dataset, options.captioner):
         progress.note(f"note: {caption.OFFLINE_CAPTIONS}")
     loaded = networks.load(network)
+    plan = make_plan(
+        engine, network_name, options, tools, loaded
+    )  # what is named wrongly is told before anything is done
     failed_clips: list[str] = []
-    probing_set_id: int | None = None
 
     def timed(stage: str, unit: str, total: int, work: Callable[[], int]) -> None:
         if stage in wanted:
@@ -380,17 +381,19 @@ def dissect(
             computed = work()
             reports.append(StageReport(stage, computed, total, unit, time.monotonic() - began))
 
-    # Recording settles the snapshot: a clip that cannot be read is not in it, and all else follows from the snapshot.
     if "record" in wanted:
         began = time.monotonic()
         recorded = record.record(
             engine, network, loaded, options.dataset, layers=options.layers or None, pooling=options.pooling,
             progress=progress, run_id=run_id,
         )  # fmt: skip
-        failed_clips, probing_set_id = recorded.failed_clips, recorded.probing_set_id
+        failed_clips = recorded.failed_clips
+        if (
+            recorded.probing_set_id != plan.probing.id
+        ):  # clips that cannot be read are not in it; all else follows from it
+            plan = make_plan(engine, network_name, options, tools, loaded, recorded.probing_set_id)
         total = recorded.layers_recorded + recorded.layers_reused
         reports.append(StageReport("record", recorded.layers_recorded, total, "layers", time.monotonic() - began))
-    plan = make_plan(engine, network_name, options, tools, loaded, probing_set_id)
     with db.transaction(engine) as session:
         recording_id = record.ensure_recording(session, plan.network.id, plan.probing.id, plan.record)
         dissection_id = _ensure_dissection(session, plan, options, recording_id)
@@ -408,6 +411,9 @@ def dissect(
     with db.reading(engine) as session:
         caption_id = provenance.find_recipe(session, plan.captioned)
         captions = caption.caption_overview(session, plan.probing.id, caption_id) if caption_id else (0, 0)
+    for report in reports:
+        if report.stage == "caption":
+            report.total = captions[0]  # clips that have none to be had are not reused
     timed("match", "layers", neurons, lambda: _match(engine, plan, options, recording_id, progress, run_id))
     summariser = tools.summariser()
     job = summarise.Job(recording_id, plan.probing, layers, plan.summarise, plan.captioned, options.top_k)
@@ -435,7 +441,7 @@ def dissect(
             engine, tools.tagger, tools.judge(), layers, plan.calibrate, progress=progress, run_id=run_id
         ),
     )  # fmt: skip
-    timed("embed", "summaries", neurons, lambda: _embed(engine, plan, tools, progress))
+    timed("embed", "summaries", sum(layer.n_units for layer in layers), lambda: _embed(engine, plan, tools, progress))
     open_failures = _complete(engine, plan, dissection_id, wanted)
     usage = generate.usage(engine, tools.llm) if options.llm else None
     if run:

@@ -30,9 +30,7 @@ class Judge(Protocol):
 
     def plan(self) -> RecipePlan: ...
 
-    def verdicts(
-        self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress
-    ) -> list[Judged | str]:
+    def verdicts(self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress) -> list[Judged | str]:
         """Accepted, score and reason of each; where there is no verdict, why."""
         ...
 
@@ -47,9 +45,7 @@ class AnchorJudge:
         params = {"anchor": acoustic_words.ANCHOR, "threshold": acoustic_words.THRESHOLD, "facets": REVISION}
         return RecipePlan("judge", "anchor", "1", params, (embed.plan(self.encoder),))
 
-    def verdicts(
-        self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress
-    ) -> list[Judged | str]:
+    def verdicts(self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress) -> list[Judged | str]:
         vectors = self.encoder.embed_texts([acoustic_words.ANCHOR, *adjectives])
         found = acoustic_words.judge_words(adjectives, vectors[1:], vectors[0])
         return [(verdict.accepted, verdict.score, verdict.reason) for verdict in found]
@@ -65,9 +61,7 @@ class LLMJudge:
         params = {"prompt": prompts.FILTER_QUESTION, "max_tokens": MAX_TOKENS}
         return RecipePlan("judge", "llm", "1", params, (generate.plan(self.llm),))
 
-    def verdicts(
-        self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress
-    ) -> list[Judged | str]:
+    def verdicts(self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress) -> list[Judged | str]:
         asked = [Prompt(prompts.filter_prompt(word)) for word in adjectives]
         said = generate.ask(engine, self.llm, asked, max_tokens=MAX_TOKENS, name="ask: adjectives", progress=progress)
         found: list[Judged | str] = []

@@ -111,7 +111,9 @@ def score(
     clips = _caption_vectors if plan.method == "db" else _sound_vectors
     vectors, valid = clips(engine, probing, plan, encoder_id, progress, run_id)
     if not valid.any():
-        lacking = "a caption; caption them first" if plan.method == "db" else "a sound that can be read; see: andp failures"
+        lacking = (
+            "a caption; caption them first" if plan.method == "db" else "a sound that can be read; see: andp failures"
+        )
         raise IncompleteError(f"nothing can be matched, since no clip of the probing set has {lacking}")
     with db.reading(engine) as session:
         concept_vectors = embed.text_vectors(session, encoder_id, concept_texts)

@@ -145,11 +145,11 @@ def test_asking(andp_: api.Platform, engine: sa.Engine, tmp_path: Path) -> None:
     found = andp_.neurons("noise", strategy="closed_db", layer="head")
     assert list(found.columns[:3]) == ["neuron", "network", "layer"]
     assert set(found.layer) == {"head"}
-    report = andp_.neuron("tiny", "head#2")
-    assert report.description["class_name"] == "noise"
-    assert len(report.exemplars) == 10
-    assert [row["rank"] for row in report.exemplars if row["side"] == "high"] == [1, 2, 3, 4, 5]
-    assert {row["similarity"] for row in report.matches} >= {"cos_cubed", "soft_wpmi"}
+    view = andp_.neuron("tiny", "head#2")
+    assert view.description["class_name"] == "noise" and "head#2" in repr(view) and "<table" in view._repr_html_()
+    assert len(view.exemplars) == 10
+    assert view.exemplars[view.exemplars.side == "high"]["rank"].tolist() == [1, 2, 3, 4, 5]
+    assert set(view.matches.similarity) >= {"cos_cubed", "soft_wpmi"}
     word = rows(engine, "SELECT term FROM open_concepts WHERE is_open_concept LIMIT 1")[0].term
     assert not andp_.neurons(word).empty
     assert not andp_.search("a noise that hisses", limit=3).empty

@@ -23,8 +23,10 @@ class ClapEncoder:
         Factor of the cosine before a softmax over concepts, for the use as a text encoder. Not part of the
         recipe.
 
-    Notes ----- CLAP hears at most `max_seconds` at once. Its own preparation takes a random stretch of a
-    longer clip; this takes the middle, so that the same clip gives the same vector.
+    Notes
+    -----
+    CLAP hears at most `max_seconds` at once. Its own preparation takes a random stretch of a longer clip; this takes
+    the middle, so that the same clip gives the same vector.
     """
 
     def __init__(self, source: str, *, scale: float = 100.0, batch_size: int = 16, device: str | None = None) -> None:
