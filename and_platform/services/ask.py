@@ -279,14 +279,8 @@ def activations(
         if recording is None:
             raise IncompleteError(f"layer {layer} of '{network}' has not been recorded; run: andp dissect {network}")
         values = read_layer(session, recording.id, rows[layer], recording.n_clips)
-        clips = session.execute(
-            sa.text(
-                "SELECT c.path, c.labels[1] AS label FROM probing_set_clips m JOIN clips c ON c.id = m.clip_id"
-                " WHERE m.probing_set_id = :probing ORDER BY m.position"
-            ),
-            {"probing": recording.probing_set_id},
-        ).all()
-        return values, [clip.path for clip in clips], [clip.label for clip in clips]
+        clips = queries.probing_clips(session, probing_set=recording.probing_set_id)
+        return values, [clip["path"] for clip in clips], [clip["label"] for clip in clips]
 
 
 def _embed_question(engine: sa.Engine, text: str, network: str | None, dissection: int | None) -> tuple[int, Any]:

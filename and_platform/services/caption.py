@@ -88,8 +88,8 @@ class _Describer:
         return True
 
     def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
-        for row in rows:
-            yield row, describer.describe(acoustics.AcousticFeatures(**row.features), self._thresholds)
+        features = [acoustics.AcousticFeatures(**row.features) for row in rows]
+        yield from zip(rows, describer.describe_many(features, self._thresholds), strict=True)
 
 
 class _Joined:

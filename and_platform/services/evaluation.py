@@ -81,18 +81,13 @@ def classes_it_gets_right(engine: sa.Engine, dissection: int) -> set[str]:
         if head is None or not head.classes:
             return set()
         logits = read_layer(session, head.recording_id, session.get_one(Layer, head.id), head.n_clips)
-        clips = session.execute(
-            sa.text(
-                "SELECT c.labels[1] AS label, c.fold FROM probing_set_clips m JOIN clips c ON c.id = m.clip_id"
-                " WHERE m.probing_set_id = :id ORDER BY m.position"
-            ),
-            {"id": head.probing},
-        ).all()
+        clips = queries.probing_clips(session, probing_set=head.probing)
     held_out = head.held_out_fold if head.same else None
     classes = [normalise(name) for name in head.classes]
     predicted = np.asarray(logits, np.float32).argmax(axis=0)
     hits: dict[str, list[bool]] = {}
     for clip, guess in zip(clips, predicted, strict=True):
-        if clip.label is not None and (held_out is None or clip.fold == held_out):
-            hits.setdefault(normalise(clip.label), []).append(classes[guess] == normalise(clip.label))
+        if clip["label"] is not None and (held_out is None or clip["fold"] == held_out):
+            label = normalise(clip["label"])
+            hits.setdefault(label, []).append(classes[guess] == label)
     return {label for label, found in hits.items() if label in classes and 2 * sum(found) > len(found)}

@@ -113,3 +113,10 @@ LEFT JOIN closed_concepts c
 WHERE x.dissection_id = %(dissection)s
 GROUP BY n.unit, n.class_name
 ORDER BY n.unit;
+
+-- probing_clips: path, main label and fold of the clips of a probing set, in order of position.
+SELECT c.path, c.labels[1] AS label, c.fold
+FROM probing_set_clips m
+JOIN clips c ON c.id = m.clip_id
+WHERE m.probing_set_id = %(probing_set)s
+ORDER BY m.position;

@@ -115,6 +115,7 @@ def arguments(session: Session, world: World) -> dict[str, dict[str, Any]]:
         "current_dissections": {"network": None},
         "layer_table": {"dissection": dissection},
         "last_layer_names": {"dissection": dissection, "method": "db", "similarity": "cos_cubed"},
+        "probing_clips": {"probing_set": world.probing.id},
     }  # fmt: skip
 
 
