@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from and_platform import db, queries
-from and_platform.errors import NotFoundError
-from and_platform.schema import Dissection, DissectionRecipe, Failure, Recipe
+from and_platform.errors import ConflictError, NotFoundError
+from and_platform.schema import Dissection, DissectionRecipe, Failure, Recipe, Study
 
 Rows = list[dict[str, Any]]
 
@@ -100,15 +100,26 @@ def pin(engine: sa.Engine, dissection: int, *, pinned: bool = True) -> None:
 
 
 def drop(engine: sa.Engine, dissection: int) -> int:
-    """Drop a dissection and the rows that no other dissection uses; its recording and captions stay.
+    """Drop a dissection, its experiments, and the rows that no other dissection uses; its recording and captions stay.
 
     Returns
     -------
     int
         Number of rows that went.
+
+    Raises
+    ------
+    ConflictError
+        People have been asked to rate its descriptions: what they said is not dropped by the way.
     """
     with db.transaction(engine) as session:
         row = _find(session, dissection)
+        studies = session.scalars(sa.select(Study.name).where(Study.dissection_id == row.id)).all()
+        if studies:
+            raise ConflictError(
+                f"dissection {dissection} is what people rate in a study; drop that first: "
+                + "; ".join(f"andp study drop {name}" for name in studies)
+            )
         only_here = session.scalars(
             sa.text(
                 "SELECT k.recipe_id FROM dissection_recipes k JOIN recipes r ON r.id = k.recipe_id"
@@ -158,6 +169,9 @@ def forget_without(session: Session, caption_recipe: int, clips: Sequence[int]) 
     using = {"ids": list(made)}
     of_these = "IN (SELECT k.dissection_id FROM dissection_recipes k WHERE k.recipe_id = ANY (:ids))"
     session.execute(sa.text(f"UPDATE dissections SET status = 'running' WHERE id {of_these}"), using)
+    for table in ("experiments", "ablation_plans"):
+        session.execute(sa.text(f"DELETE FROM {table} WHERE dissection_id {of_these}"), using)
+    session.execute(sa.text("DELETE FROM clusterings WHERE caption_recipe_id = :recipe"), {"recipe": caption_recipe})
     session.execute(sa.text(f"UPDATE dissected_layers SET completed_at = NULL WHERE dissection_id {of_these}"), using)
 
 

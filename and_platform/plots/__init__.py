@@ -1,0 +1,1 @@
+"""Figures: rows in, a matplotlib figure out. Nothing here asks the database or writes to the terminal."""

@@ -1,0 +1,111 @@
+"""How all figures look, what stands under them, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from and_platform.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "png", "pdf")
+
+COLOURS = ("#2F6C8F", "#D1622B", "#4B8B3B", "#8A4F9E", "#B8912B", "#5B6770", "#B03A5B", "#3AA6A0")
+"""For series, in order: told apart with the common colour vision deficiencies, and in print."""
+
+TARGET = "#D1622B"
+"""The one thing that a figure wants looked at."""
+
+QUIET = "#9AA5AD"
+"""Everything beside it."""
+
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#5B6770",
+    "axes.labelcolor": "#2B3338",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E7EA",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#5B6770",
+    "ytick.color": "#5B6770",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",  # text stays text: it can be searched and is small
+    "svg.hashsalt": "and-platform",  # the same figure gives the same file
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+}
+
+
+def new(
+    columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float = 3.6, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes, row by row. `width` and `height` in inches are of the whole figure.
+
+    Made without pyplot: nothing is global, and no window opens. `options` go to `Figure.subplots` (`sharey` …).
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def colour(index: int) -> str:
+    """Colour of a series."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def footer(figure: Figure, text: str) -> None:
+    """Data set, network, recipe and n, small, under the figure."""
+    figure.supxlabel(text, fontsize=7, color="#5B6770", x=0.995, ha="right")
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as svg, png or pdf, by suffix; the folder is made.
+
+    Raises
+    ------
+    InputError
+        Another suffix.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise InputError(f"'{path.name}' is no figure that can be written; end it with .{', .'.join(FORMATS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(render(figure, kind))
+    return path
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """The bytes of a figure; without dates, so that the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    stream = BytesIO()
+    dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    with mpl.rc_context(_RC):
+        figure.savefig(stream, format=kind, metadata=dated)
+    return stream.getvalue()
+
+
+def shorten(names: Sequence[str], longest: int = 22) -> list[str]:
+    """Names that fit an axis."""
+    return [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
