@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from and_platform.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
 
 FORMATS = ("svg", "png", "pdf")
 
@@ -24,7 +27,7 @@ TARGET = "#D1622B"
 QUIET = "#9AA5AD"
 """Everything beside it."""
 
-_RC: dict[str, Any] = {
+_RC: Any = {  # matplotlib names its keys one by one in a type
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10.5,
@@ -48,6 +51,19 @@ _RC: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
 }
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the platform's style: matplotlib reads it when a title or a legend is made, not when the axes are."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib as mpl
+
+        with mpl.rc_context(_RC):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def new(

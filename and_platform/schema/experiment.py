@@ -135,14 +135,20 @@ class ExplanationScore(Base):
         sa.REAL, comment="F1 of the n_positive most active clips against those the description applies to."
     )
     iou: Mapped[float | None] = mapped_column(sa.REAL, comment="Intersection over union of the same two sets.")
-    null_auprc: Mapped[float | None] = mapped_column(sa.REAL, comment="Mean average precision of permuted activations.")
+    null_auprc: Mapped[float | None] = mapped_column(
+        sa.REAL,
+        comment="Mean average precision of permuted activations: of the best description that could have been chosen.",
+    )
     null_pearson: Mapped[float | None] = mapped_column(sa.REAL, comment="95 % quantile of the correlation, permuted.")
     null_f1: Mapped[float | None] = mapped_column(sa.REAL, comment="Mean F1, permuted.")
     null_iou: Mapped[float | None] = mapped_column(sa.REAL, comment="Mean IoU, permuted.")
     p_auprc: Mapped[float | None] = mapped_column(
-        sa.REAL, comment="Share of permutations with at least this average precision, (1 + count) / (1 + permutations)."
+        sa.REAL,
+        comment="Share of permutations in which the best description reaches this, (1 + count) / (1 + permutations).",
     )
-    p_pearson: Mapped[float | None] = mapped_column(sa.REAL, comment="The same for the correlation.")
+    p_pearson: Mapped[float | None] = mapped_column(
+        sa.REAL, comment="The same for the correlation with this one description; NULL for best_label."
+    )
 
 
 # ---------------------------------------------------------------------- ablation

@@ -363,7 +363,12 @@ def upgrade() -> None:
             comment="F1 of the n_positive most active clips against those the description applies to.",
         ),
         sa.Column("iou", sa.REAL(), nullable=True, comment="Intersection over union of the same two sets."),
-        sa.Column("null_auprc", sa.REAL(), nullable=True, comment="Mean average precision of permuted activations."),
+        sa.Column(
+            "null_auprc",
+            sa.REAL(),
+            nullable=True,
+            comment="Mean average precision of permuted activations: of the best description that could have been chosen.",
+        ),
         sa.Column("null_pearson", sa.REAL(), nullable=True, comment="95 % quantile of the correlation, permuted."),
         sa.Column("null_f1", sa.REAL(), nullable=True, comment="Mean F1, permuted."),
         sa.Column("null_iou", sa.REAL(), nullable=True, comment="Mean IoU, permuted."),
@@ -371,9 +376,14 @@ def upgrade() -> None:
             "p_auprc",
             sa.REAL(),
             nullable=True,
-            comment="Share of permutations with at least this average precision, (1 + count) / (1 + permutations).",
+            comment="Share of permutations in which the best description reaches this, (1 + count) / (1 + permutations).",
         ),
-        sa.Column("p_pearson", sa.REAL(), nullable=True, comment="The same for the correlation."),
+        sa.Column(
+            "p_pearson",
+            sa.REAL(),
+            nullable=True,
+            comment="The same for the correlation with this one description; NULL for best_label.",
+        ),
         sa.CheckConstraint("reference IN ('labels', 'scores')", name=op.f("ck_explanation_scores_reference")),
         sa.ForeignKeyConstraint(
             ["experiment_id"], ["experiments.id"], name=op.f("fk_explanation_scores_experiment_id"), ondelete="CASCADE"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from and_platform.backends.networks.hooks import first_tensor
+from and_platform.backends.networks.resizing import FEED_FORWARD
 
 NETWORK_POOLING: Final = "network"
 """The pooling of a head: the network's own logit, after whatever reduction over time the network makes."""
@@ -33,10 +34,7 @@ _ATTENTION = {
     "value": ("value", "v_proj", "value_proj", "linear_v", "w_v", "to_v"),
     "attn_out": ("out_proj", "o_proj", "linear_out", "dense", "proj", "to_out"),
 }
-_FEED_FORWARD = {
-    "ff_in": ("fc1", "linear1", "intermediate_dense", "intermediate.dense", "w_1", "lin1", "up_proj"),
-    "ff_out": ("fc2", "linear2", "output_dense", "output.dense", "w_2", "lin2", "down_proj"),
-}
+_FEED_FORWARD = dict(zip(("ff_in", "ff_out"), zip(*FEED_FORWARD, strict=True), strict=True))
 
 
 _Weighty = nn.Linear | nn.Conv1d | nn.Conv2d

@@ -99,11 +99,11 @@ def _passes(
 
     stream = iter(clips)
     while taken := list(islice(stream, batch_size)):
-        _check(network, taken)
+        check_clips(network, taken)
         order: list[int] = []
         values: list[Tensor] = []
         logits: list[Tensor | None] = []
-        for members in _together(network, taken):
+        for members in together(network, taken):
             batch = network.prepare([taken[i].waveform for i in members])
             batch = {key: tensor.to(device) for key, tensor in batch.items()}
             paths = {layer.name: layer.hook_path for layer in layers}
@@ -177,7 +177,8 @@ def _to_half(values: Tensor, layers: Sequence[LayerSpec], clips: Sequence[Clip])
     return half
 
 
-def _check(network: LoadedNetwork, clips: Sequence[Clip]) -> None:
+def check_clips(network: LoadedNetwork, clips: Sequence[Clip]) -> None:
+    """ActivationError where a clip has another rate than the network takes, or no samples."""
     for clip in clips:
         if clip.rate != network.rate:
             raise ActivationError(
@@ -188,7 +189,7 @@ def _check(network: LoadedNetwork, clips: Sequence[Clip]) -> None:
             raise ActivationError(f"clip '{clip.key}' is not a mono waveform with samples: leave it out")
 
 
-def _together(network: LoadedNetwork, clips: Sequence[Clip]) -> list[list[int]]:
+def together(network: LoadedNetwork, clips: Sequence[Clip]) -> list[list[int]]:
     """Indices of the clips that may share a forward pass."""
     if not network.uniform_length:
         return [list(range(len(clips)))]

@@ -21,7 +21,11 @@ from torch import Tensor
 
 from and_platform.backends.networks.base import Batch, LoadedNetwork, Waveform
 from and_platform.backends.networks.layers import LayerSpec
+from and_platform.backends.networks.resizing import resize_feed_forward
 from and_platform.errors import BackendError, MissingExtraError, WeightsMissingError
+
+PRUNED = "Pruned"
+"""What the names of classes with resized feed-forward layers begin with."""
 
 _LENGTHS = "n_samples"  # beside the model's inputs in a batch: the length of each clip before padding
 _MIN_SECONDS = 0.05  # shorter clips are padded with silence: feature extractors need at least one full window
@@ -142,7 +146,7 @@ def load(source: str | Path) -> LoadedNetwork:
     """
     try:
         from safetensors import SafetensorError
-        from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+        from transformers import AutoConfig, AutoFeatureExtractor
     except ImportError as exc:
         raise MissingExtraError("transformers", "networks") from exc
 
@@ -157,7 +161,8 @@ def load(source: str | Path) -> LoadedNetwork:
     try:
         with quiet():
             extractor = AutoFeatureExtractor.from_pretrained(str(source), **options)
-            model, info = AutoModelForAudioClassification.from_pretrained(
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, **options)
+            model, info = _family(config).from_pretrained(
                 str(source), dtype=torch.float32, output_loading_info=True, **options
             )
     except OSError as exc:
@@ -177,6 +182,37 @@ def load(source: str | Path) -> LoadedNetwork:
         )
     kind = ASTNetwork if model.config.model_type == "audio-spectrogram-transformer" else TransformersNetwork
     return kind(model, extractor, str(source))
+
+
+def _family(config: Any) -> Any:
+    """The class to load: of `transformers`, or with feed-forward layers of their own sizes where a network was pruned."""
+    from transformers import AutoModelForAudioClassification
+
+    if getattr(config, "feed_forward_sizes", None) is None:
+        return AutoModelForAudioClassification
+    return resized_class(stock_class(config))
+
+
+def stock_class(config: Any) -> Any:
+    """The audio classifier of `transformers` for a configuration; BackendError where there is none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING
+
+    if type(config) not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING:
+        raise BackendError(f"transformers has no audio classifier for a {type(config).__name__}; use a factory")
+    return MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(config)]
+
+
+def resized_class(stock: Any) -> Any:
+    """A class of `transformers` whose feed-forward layers have the sizes that the configuration gives.
+
+    A pruned checkpoint brings the same class as a Python file, for use without the platform; that file is never run here.
+    """
+
+    def build(self: Any, config: Any) -> None:
+        stock.__init__(self, config)
+        resize_feed_forward(self, config.feed_forward_sizes)
+
+    return type(f"{PRUNED}{stock.__name__}", (stock,), {"__init__": build})
 
 
 @contextmanager
@@ -202,7 +238,7 @@ def quiet() -> Iterator[None]:
 
 
 # what a saved configuration records of its origin and its printing, not of its results
-_INCIDENTAL = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"})
+_INCIDENTAL = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"})
 
 
 def _check_directory(path: Path) -> None:
