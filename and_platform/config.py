@@ -9,11 +9,11 @@ import json
 import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from and_platform.errors import ConfigError
 
@@ -56,8 +56,16 @@ class Settings(BaseSettings):
     materialise_cubes: bool = True
     """Keep the centred, cubed activations that `match_concepts(..., 'cos_cubed')` needs: 2 x the activations' size."""
 
+    basic_adjectives: Annotated[list[str], NoDecode] = ["high-pitched", "high-quality", "clear", "loud"]
+    """Adjectives that name basic acoustic features; all others are high-level (paper, 4.4). Separated by commas."""
+
     log_level: str = "WARNING"
     """Level of the log on stderr."""
+
+    @field_validator("basic_adjectives", mode="before")
+    @classmethod
+    def _separated(cls, value: Any) -> Any:
+        return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 @lru_cache(maxsize=1)

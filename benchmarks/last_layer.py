@@ -15,7 +15,7 @@ from pathlib import Path
 
 from and_platform import api
 from and_platform.embedded import EmbeddedServer
-from and_platform.services import evaluation
+from and_platform.services import last_layer
 
 
 def main() -> None:
@@ -34,12 +34,18 @@ def compare(home: Path) -> None:
         report = andp.dissect("sample-ast", captioner=captioner, layers=["head"])
         captioned, naming = report.captions
         print(f"{captioner}: {naming} of {captioned} captions contain the name of the clip's class")
-        tables[captioner] = evaluation.last_layer(andp.engine, report.dissection_id)
+        tables[captioner] = last_layer.evaluate(andp.engine, "sample-ast", dissection=report.dissection_id)
     print("\n| function | over | classes | joined: top 1 | top 5 | describer: top 1 | top 5 |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for one, other in zip(tables["joined"], tables["describer"], strict=True):
-        figures = " | ".join(f"{row[key]:.0%}" for row in (one, other) for key in ("top_1", "top_5"))
-        print(f"| {one['similarity']} | {one['over']} | {one['classes']} | {figures} |")
+    for row in tables["joined"].rows:
+        if row["measure"] == "top_1":
+            figures = [
+                tables[captioner].value(row["method"], row["similarity"], measure, row["over"])
+                for captioner in tables
+                for measure in ("top_1", "top_5")
+            ]
+            told = " | ".join("–" if value is None else f"{value:.0%}" for value in figures)
+            print(f"| {row['similarity']} | {row['over']} | {row['n']} | {told} |")
 
 
 if __name__ == "__main__":

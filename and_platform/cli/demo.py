@@ -10,7 +10,7 @@ from and_platform import db
 from and_platform.cli.dissect import print_report
 from and_platform.cli.main import bars
 from and_platform.cli.output import console, messages, show_rows
-from and_platform.services import ask, dissect, evaluation, networks, provenance, samples
+from and_platform.services import ask, dissect, last_layer, networks, provenance, samples
 
 _CONCEPT = "water"
 _PHRASE = "a low rumbling noise"
@@ -53,8 +53,9 @@ def command(ctx: click.Context) -> None:
 
     out.print("\n[bold]Do the descriptions of the last layer name the right classes?[/bold]")
     _show("andp sql \"SELECT neuron, class_name, closed_db FROM current_neuron_descriptions WHERE layer = 'head'\"")
-    rows = evaluation.last_layer(engine, report.dissection_id)
-    show_rows([row for row in rows if row["classes"]], "table")
+    names = last_layer.evaluate(engine, network.name, dissection=report.dissection_id, progress=listener)
+    show_rows(last_layer.table_7(names.rows), "table", title="top 1 / top 5 (%) / cosine of names, by function")
+    out.print(f"  more: andp eval last-layer {network.name}", style="dim", markup=False)
 
     out.print(f"\n[bold]Which hidden neurons listen to {_CONCEPT}?[/bold]")
     _show(f"andp neurons --concept {_CONCEPT} --strategy closed_db --layer 'b*' --limit 5")

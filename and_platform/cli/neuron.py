@@ -59,11 +59,27 @@ def _print(found: ask.NeuronReport) -> None:
             if row["speaks"] and row["method"] == key.removeprefix("closed_")
         ]
         out.print(f"{name:<17}{', '.join(best) or 'not computed'}", markup=False)
+        if about[f"{key}_auprc"] is not None:
+            out.print(
+                f"{'':<17}[dim]on clips with that label: AUPRC {about[f'{key}_auprc']:.2f} "
+                f"(p {about[f'{key}_p']:.2g}), Pearson {about[f'{key}_pearson']:.2f}, F1 {about[f'{key}_f1']:.2f}, "
+                f"IoU {about[f'{key}_iou']:.2f}[/dim]"
+            )
+    if about["best_label"] is not None:
+        out.print(
+            f"best label       {escape(about['best_label'])}  [dim]AUPRC {about['best_label_auprc']:.2f} "
+            f"(p {about['best_label_p']:.2g})[/dim]"
+        )
     out.print(f"open concepts    {cell(about['open_concepts'])}", markup=False)
     support = f", support {about['support']:.0%}" if about["support"] is not None else ""
     out.print(
         f"\n[bold]summary[/bold]   {about['points_kept'] or 0} points kept, {about['points_dropped'] or 0} dropped{support}"
     )
+    if about["summary_auprc"] is not None:
+        out.print(
+            f"  [dim]on the captions of the clips that it was not made of: AUPRC {about['summary_auprc']:.2f} "
+            f"(p {about['summary_p']:.2g}), Pearson {about['summary_pearson']:.2f}[/dim]"
+        )
     for point in found.points:
         if point["kept"]:
             out.print(f"  + {escape(point['point'])}  [dim]said by {point['support']} captions[/dim]")

@@ -47,7 +47,15 @@ given classname set. So the answer is "snoring"
 Answer: snoring""",
 )
 
+_SEVERAL_TASK = (
+    "The following is a description about some audio clips. Based on the description, select the {n} classnames out of the "
+    'above classnames that match the description most. Write one line that begins with "Answer:", with the {n} '
+    "classnames on it, the best one first, separated by semicolons."
+)
+
 _ANSWER = re.compile(r"^\W*answer\W*?[:\-]\s*(?P<text>.*\S)", re.IGNORECASE | re.MULTILINE)
+_ANSWER_MARK = re.compile(r"^\W*answers?\W*?[:\-]", re.IGNORECASE | re.MULTILINE)
+_LISTED = re.compile(r"^\s*(?:\(?\d+[.):]|[-*\u2022])\s*")
 _VERDICT_FIRST = re.compile(r"^\W*(?:answer\s*:\W*)?(?P<word>yes|no)\b[\s*\"',.:;!-]*", re.IGNORECASE)
 _VERDICT_LATER = re.compile(r"\b(?:the )?answer(?: is|:)\W*(?P<word>yes|no)\b", re.IGNORECASE)
 
@@ -113,6 +121,31 @@ def parse_icl(answer: str, concepts: Sequence[str]) -> str | None:
     named = {name for name in by_name if name and f" {name} " in f" {words} "}
     longest = [name for name in named if not any(name != other and f" {name} " in f" {other} " for other in named)]
     return by_name[longest[0]] if len(longest) == 1 else None
+
+
+def several_prompt(concepts: Sequence[str], description: str, n: int = 5) -> str:
+    """Ask for the n concepts that a calibrated summary matches best, best first; for top-5 accuracy of ICL (Table 2)."""
+    return (
+        f"{_ICL_SET}\n{', '.join(concepts)}\n{_SEVERAL_TASK.format(n=n)}\n\n"
+        f"Description: {description.strip()}\nResponse:"
+    )
+
+
+def parse_several(answer: str, concepts: Sequence[str], n: int = 5) -> list[str]:
+    """The first n names of an answer to `several_prompt`, in order, each once.
+
+    They may be separated by semicolons, lines (numbered or not) or, where no concept has a comma in its name, commas. A name
+    that is a concept but for case, `_` and `-` is given as the concept; another one as it was said, to be taken for the
+    concept nearest to it by sentence embedding.
+    """
+    marks = list(_ANSWER_MARK.finditer(answer))
+    told = answer[marks[-1].end() :] if marks else answer
+    pieces = [piece for line in told.splitlines() for piece in _LISTED.sub("", line).split(";")]
+    if not any("," in concept for concept in concepts):
+        pieces = [part for piece in pieces for part in piece.split(",")]
+    said = [_LISTED.sub("", piece).strip(" \t\"'\u201c\u201d\u2018\u2019*`.") for piece in pieces]
+    named = [parse_icl(word, concepts) or word for word in said if word and not word.endswith(":")]
+    return list(dict.fromkeys(named))[:n]
 
 
 def parse_verdict(answer: str) -> Verdict:

@@ -121,11 +121,6 @@ def layer_table(session: Session, *, dissection: int) -> list[dict[str, Any]]:
     return dicts(session, "layer_table", dissection=dissection)
 
 
-def last_layer_names(session: Session, *, dissection: int, method: str, similarity: str) -> list[dict[str, Any]]:
-    """Class and best concepts of each unit of the head."""
-    return dicts(session, "last_layer_names", dissection=dissection, method=method, similarity=similarity)
-
-
 def probing_clips(session: Session, *, probing_set: int) -> list[dict[str, Any]]:
     """Path, main label and fold of the clips of a probing set, in order of position."""
     return dicts(session, "probing_clips", probing_set=probing_set)

@@ -57,11 +57,7 @@ def pick(
         return 0
     names = [row.name for row in named]
     by_name = {row.name: row.id for row in named}
-    encoder_id = embed.embed_texts(
-        engine, encoder, [row.text_id for row in named], name="embed concepts", progress=progress
-    )
-    with db.reading(engine) as session:
-        concept_vectors = embed.text_vectors(session, encoder_id, [row.text_id for row in named])
+    concept_texts = [row.text_id for row in named]
     scope = f"recipe:{recipe_id}"
     for layer in todo:
         with db.reading(engine) as session:
@@ -89,15 +85,8 @@ def pick(
             else:
                 failed.append((f"{layer.name}#{row.unit}", "the answer is empty"))
         if nearest:
-            with db.transaction(engine) as session:
-                ids = text_ids(session, [word for _, word in nearest])
-            embed.embed_texts(engine, encoder, list(ids.values()), progress=progress)
-            with db.reading(engine) as session:
-                vectors = embed.text_vectors(session, encoder_id, [ids[word] for _, word in nearest])
-            for (neuron, _), place in zip(
-                nearest, np.argmax(vectors @ concept_vectors.T, axis=1).tolist(), strict=True
-            ):
-                chosen[neuron] = named[place].id
+            meant = nearest_concepts(engine, encoder, [word for _, word in nearest], concept_texts, progress)
+            chosen |= {neuron: named[place].id for (neuron, _), place in zip(nearest, meant, strict=True)}
         with db.transaction(engine) as session:
             db.insert_new(
                 session,
@@ -118,3 +107,69 @@ def pick(
             if layer.id in ready and not failed:
                 provenance.finish_layer(session, recipe_id, layer.id)
     return len(todo)
+
+
+def nearest_concepts(
+    engine: sa.Engine,
+    encoder: TextEncoder,
+    words: Sequence[str],
+    concept_texts: Sequence[int],
+    progress: Progress = SILENT,
+) -> list[int]:
+    """For each of some words, the place of the concept nearest to it by sentence embedding.
+
+    Parameters
+    ----------
+    concept_texts
+        Text ids of the concepts' names.
+    """
+    if not words:
+        return []
+    with db.transaction(engine) as session:
+        ids = text_ids(session, words)
+    encoder_id = embed.embed_texts(
+        engine, encoder, [*concept_texts, *ids.values()], name="embed concepts", progress=progress
+    )
+    with db.reading(engine) as session:
+        concepts = embed.text_vectors(session, encoder_id, concept_texts)
+        vectors = embed.text_vectors(session, encoder_id, [ids[word] for word in words])
+    return [int(place) for place in np.argmax(vectors @ concepts.T, axis=1)]
+
+
+FIVE = 5
+
+
+def five(
+    engine: sa.Engine,
+    llm: LLM,
+    encoder: TextEncoder,
+    concepts: Sequence[tuple[int, str, int]],
+    summaries: Sequence[str],
+    *,
+    progress: Progress = SILENT,
+) -> list[list[int] | None]:
+    """Ask for the five concepts that each calibrated summary matches best, best first.
+
+    Where an answer names something else, the concept nearest to it by sentence embedding is taken.
+
+    Parameters
+    ----------
+    concepts
+        (id, name, text id) in order of position.
+
+    Returns
+    -------
+    list
+        Ids of concepts per summary; None where the LLM gave no answer.
+    """
+    names = [name for _, name, _ in concepts]
+    by_name = {name: identity for identity, name, _ in concepts}
+    said = generate.ask(
+        engine, llm, [Prompt(prompts.several_prompt(names, summary, FIVE)) for summary in summaries],
+        max_tokens=MAX_TOKENS, name="ask for five concepts", progress=progress,
+    )  # fmt: skip
+    told = [None if answer.text is None else prompts.parse_several(answer.text, names, FIVE) for answer in said]
+    unknown = list(dict.fromkeys(word for row in told if row for word in row if word not in by_name))
+    places = nearest_concepts(engine, encoder, unknown, [text for _, _, text in concepts], progress)
+    meant = by_name | {word: concepts[place][0] for word, place in zip(unknown, places, strict=True)}
+    return [None if row is None else list(dict.fromkeys(meant[word] for word in row)) for row in told]

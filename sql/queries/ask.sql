@@ -102,18 +102,6 @@ FROM layer_overview
 WHERE dissection_id = %(dissection)s
 ORDER BY position;
 
--- last_layer_names: for each unit of the head, its class and the best concepts by one method and function; none for a constant unit.
-SELECT n.unit, n.class_name,
-       coalesce(array_agg(c.concept ORDER BY c.rank) FILTER (WHERE c.concept IS NOT NULL), '{}') AS concepts
-FROM dissected_layers x
-JOIN layers l ON l.id = x.layer_id AND l.kind = 'head'
-JOIN neurons n ON n.layer_id = l.id
-LEFT JOIN closed_concepts c
-  ON c.dissection_id = x.dissection_id AND c.neuron_id = n.id AND c.method = %(method)s AND c.similarity = %(similarity)s
-WHERE x.dissection_id = %(dissection)s
-GROUP BY n.unit, n.class_name
-ORDER BY n.unit;
-
 -- probing_clips: path, main label and fold of the clips of a probing set, in order of position.
 SELECT c.path, c.labels[1] AS label, c.fold
 FROM probing_set_clips m

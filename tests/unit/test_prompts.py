@@ -7,7 +7,9 @@ from and_platform.core.prompts import (
     icl_answer,
     icl_prompt,
     parse_icl,
+    parse_several,
     parse_verdict,
+    several_prompt,
     summary_prompt,
 )
 
@@ -85,3 +87,37 @@ def test_icl_answer_is_what_to_embed_where_no_concept_is_named() -> None:
 )
 def test_parse_verdict(answer: str, accepted: bool | None, reason: str) -> None:
     assert parse_verdict(answer) == (accepted, reason)
+
+
+SOUNDS = ("dog", "water drops", "rain", "glass breaking", "clock alarm", "cat")
+
+
+def test_five_names_are_asked_for_with_the_set_and_the_summary() -> None:
+    asked = several_prompt(SOUNDS, "A dog barks. ")
+    assert "dog, water drops, rain, glass breaking, clock alarm, cat" in asked
+    assert "select the 5 classnames" in asked
+    assert asked.endswith("Description: A dog barks.\nResponse:")
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("Answer: dog; rain; cat; clock alarm; water drops", ["dog", "rain", "cat", "clock alarm", "water drops"]),
+        ("I think so.\nAnswer: Dog; RAIN; Water_Drops", ["dog", "rain", "water drops"]),
+        ("Answer: dog, cat, rain", ["dog", "cat", "rain"]),
+        ("Here they are:\n1. cat\n2. dog\n3) \"rain\"", ["cat", "dog", "rain"]),
+        ("Answers:\n- cat\n- dog", ["cat", "dog"]),
+        ("Answer: dog; dog; DOG; cat", ["dog", "cat"]),
+        ("Answer: puppy; rain", ["puppy", "rain"]),
+        ("Answer: dog; cat; rain; clock alarm; glass breaking; water drops",
+         ["dog", "cat", "rain", "clock alarm", "glass breaking"]),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_several_names_are_read_however_they_are_written(answer: str, names: list[str]) -> None:
+    assert parse_several(answer, SOUNDS) == names
+
+
+def test_names_with_commas_are_not_taken_apart() -> None:
+    concepts = ("male speech, man speaking", "dog")
+    assert parse_several("Answer: male speech, man speaking; dog", concepts) == list(concepts)
