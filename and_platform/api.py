@@ -170,6 +170,64 @@ class Platform:
         with provenance.run(self.engine, "dissect", {"network": network, **options}) as run:
             return dissect(self.engine, network, settled, progress=self.progress, run=run)
 
+    # ------------------------------------------------------------------ the paper's experiments
+
+    def last_layer(self, network: str, **options: Any) -> pd.DataFrame:
+        """Do the concepts found for the last layer name its classes? Tables 2 and 7, in long form with intervals.
+
+        Options are those of `and_platform.services.last_layer.evaluate`.
+        """
+        from and_platform.services import last_layer
+
+        return _frame(last_layer.evaluate(self.engine, network, progress=self.progress, **options).rows, ())
+
+    def explanations(self, network: str, **options: Any) -> pd.DataFrame:
+        """How well descriptions tell on which clips neurons are active, by layer; `permutations` says how many.
+
+        The scores of each neuron are in the view `neuron_descriptions`.
+        """
+        from and_platform.services import explanations
+
+        made = explanations.score(self.engine, network, progress=self.progress, **options)
+        return _frame(
+            explanations.by_layer(
+                self.engine, network, dissection=made.dissection_id, layers=options.get("layers"), experiment=made.experiment_id
+            ),
+            (),
+        )  # fmt: skip
+
+    def unlearn(self, network: str, concept: str | None = None, **options: Any) -> pd.DataFrame:
+        """Ablate the neurons of a concept, or with `each_class=True` of each class in turn, and measure on held-out clips.
+
+        One row per ablation: neurons and parameters removed, dA, dR and gap = dR - dA, accuracies. Options are those of
+        `and_platform.services.unlearning.runs.run`.
+        """
+        from and_platform.services.unlearning import runs, tables
+
+        with provenance.run(self.engine, "unlearn run", {"network": network, "concept": concept, **options}) as run:
+            made = runs.run(self.engine, network, concept=concept, progress=self.progress, **options)
+            run.counts = {"measured": made.measured, "reused": made.reused}
+        return _frame(tables.overview(self.engine, made.ablations), ())
+
+    def interpretability(self, networks: str | Sequence[str], **options: Any) -> pd.DataFrame:
+        """Share of uninterpretable neurons by block and kind of layer, for all tau and K; the captions are clustered first.
+
+        Options are those of `and_platform.services.interpretability.blocks`.
+        """
+        from and_platform.services import interpretability
+
+        chosen = [networks] if isinstance(networks, str) else list(networks)
+        if "clustering" not in options:
+            made = interpretability.cluster(self.engine, chosen[0], progress=self.progress)
+            options["clustering"] = made.id
+        return _frame(interpretability.blocks(self.engine, chosen, **options), ())
+
+    def report(self, network: str, folder: str | Path, *, force: bool = False) -> Path:
+        """Write the report of a network to a folder; returns the page. Experiments that are missing are run first."""
+        from and_platform.services import report
+
+        return report.network(self.engine, network, Path(folder), force=force, progress=self.progress).page
+
     # ------------------------------------------------------------------ asking
 
     def neuron(

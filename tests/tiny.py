@@ -51,7 +51,26 @@ def bert(folder: Path) -> Path:
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a the dog barks loudly rain falls on metal roof siren low hum".split()
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "the",
+        "dog",
+        "barks",
+        "loudly",
+        "rain",
+        "falls",
+        "on",
+        "metal",
+        "roof",
+        "siren",
+        "low",
+        "hum",
+    ]
     (folder / "vocab.txt").write_text("\n".join(words), "utf-8")
     BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)

@@ -22,15 +22,21 @@ COMMANDS = {
     "demo": "demo",
     "dissect": "dissect",
     "dissections": "dissections",
+    "eval": "evaluate",
     "failures": "failures",
+    "features": "features",
     "ingest": "ingest",
+    "interpretability": "interpretability",
     "networks": "networks",
     "neuron": "neuron",
     "neurons": "neurons",
     "recordings": "recordings",
+    "report": "report",
     "runs": "runs",
     "search": "search",
     "sql": "sql",
+    "study": "study",
+    "unlearn": "unlearn",
 }
 
 

@@ -249,7 +249,7 @@ class Clustering(Base):
     recipe_id: Mapped[int] = mapped_column(
         sa.BigInteger, sa.ForeignKey("recipes.id"), unique=True, comment="Captions, probing set, encoder, seed, number."
     )
-    probing_set_id: Mapped[int] = reference("probing_sets.id", "The clips.", index=True)
+    probing_set_id: Mapped[int] = reference("probing_sets.id", "The clips.", cascade=True, index=True)
     caption_recipe_id: Mapped[int] = reference("recipes.id", "The captions.")
     encoder_id: Mapped[int] = reference("encoders.id", "The sentence encoder.")
     n_clusters: Mapped[int] = mapped_column(sa.Integer, comment="Number of clusters.")

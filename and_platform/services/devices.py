@@ -6,8 +6,8 @@ from and_platform.config import settings
 from and_platform.errors import ConfigError
 
 
-def device() -> str:
-    """The device of `ANDP_DEVICE`; `auto` takes the first GPU, else the CPU.
+def device(wanted: str | None = None) -> str:
+    """The device that is named, else that of `ANDP_DEVICE`; `auto` takes the first GPU, else the CPU.
 
     Raises
     ------
@@ -16,7 +16,7 @@ def device() -> str:
     """
     import torch
 
-    wanted = settings().device
+    wanted = wanted or settings().device
     if wanted == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -24,5 +24,5 @@ def device() -> str:
     kind = wanted.partition(":")[0]
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(kind, False):
-        raise ConfigError(f"ANDP_DEVICE is '{wanted}', which this machine does not have; set it to cpu or auto")
+        raise ConfigError(f"the device is '{wanted}', which this machine does not have; set ANDP_DEVICE to cpu or auto")
     return wanted

@@ -72,7 +72,9 @@ def upgrade() -> None:
         sa.CheckConstraint("chosen_by IN ('elbow', 'given')", name=op.f("ck_clusterings_chosen_by")),
         sa.ForeignKeyConstraint(["caption_recipe_id"], ["recipes.id"], name=op.f("fk_clusterings_caption_recipe_id")),
         sa.ForeignKeyConstraint(["encoder_id"], ["encoders.id"], name=op.f("fk_clusterings_encoder_id")),
-        sa.ForeignKeyConstraint(["probing_set_id"], ["probing_sets.id"], name=op.f("fk_clusterings_probing_set_id")),
+        sa.ForeignKeyConstraint(
+            ["probing_set_id"], ["probing_sets.id"], name=op.f("fk_clusterings_probing_set_id"), ondelete="CASCADE"
+        ),
         sa.ForeignKeyConstraint(["recipe_id"], ["recipes.id"], name=op.f("fk_clusterings_recipe_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_clusterings")),
         sa.UniqueConstraint("recipe_id", name=op.f("uq_clusterings_recipe_id")),

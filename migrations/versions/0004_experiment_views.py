@@ -14,7 +14,17 @@ revision = "0004"
 down_revision = "0003"
 
 # In order of creation; each file is frozen once released.
-OBJECTS: tuple[str, ...] = ()
+OBJECTS: tuple[str, ...] = (
+    "neuron_descriptions_v02",  # first: what comes after may build on it
+    "adjective_counts_v01",
+    "neuron_word_counts_v01",
+    "neuron_acoustics_v01",
+    "study_results_v01",
+    "ablation_classes_v01",
+    "ablation_overview_v01",
+    "neuron_agreement_v01",
+    "uninterpretable_neurons_v01",
+)
 
 
 def upgrade() -> None:
@@ -25,4 +35,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    pass
+    op.execute("DROP FUNCTION uninterpretable_neurons, neuron_agreement")
+    op.execute("DROP VIEW ablation_overview, ablation_classes")
+    op.execute("DROP VIEW study_results")
+    op.execute("DROP VIEW neuron_acoustics")
+    op.execute("DROP VIEW neuron_word_counts")
+    op.execute("DROP VIEW adjective_counts")
+    op.execute("DROP VIEW current_neuron_descriptions, neuron_descriptions")
+    connection = op.get_bind().connection.driver_connection
+    connection.execute(resource("sql/objects/neuron_descriptions_v01.sql").read_text("utf-8"))

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from and_platform import db
 from and_platform.errors import AudioError, ConflictError, IncompleteError, InputError, NotFoundError
 from and_platform.schema import Clip, Clustering, Dissection, Experiment, Network, ProbingSetClip, Study
-from and_platform.services import dissections, experiments, published
+from and_platform.services import datasets, dissections, experiments, published, record
 from and_platform.services.held_out import decoded, held_out
 from tests import factories
 from tests.factories import World
@@ -113,6 +113,23 @@ def test_what_was_made_of_captions_that_are_made_again_is_forgotten(engine: sa.E
         dissections.forget_without(session, stages["caption"], [clip])
     with db.reading(engine) as session:
         assert session.get(Experiment, made) is None
+        assert session.scalars(sa.select(Clustering)).all() == []
+
+
+def test_clusters_go_with_the_clips_they_were_made_of(engine: sa.Engine, world: World) -> None:
+    with db.transaction(engine) as session:
+        stages = factories.stage_recipes(session, world.dissection)
+        session.add(
+            Clustering(
+                recipe_id=factories.recipe(session, "cluster"), probing_set_id=world.probing.id, n_clusters=1,
+                caption_recipe_id=stages["caption"], encoder_id=factories.encoder(session), chosen_by="given", seed=0,
+                inertia=0.0, curve=[],
+            )
+        )  # fmt: skip
+    dissections.drop(engine, world.dissection.id)
+    record.drop(engine, world.recording.id)
+    with db.transaction(engine) as session:
+        assert datasets.drop(session, "sounds of net") == 10
         assert session.scalars(sa.select(Clustering)).all() == []
 
 

@@ -135,7 +135,9 @@ def test_every_function_has_a_comment(engine: sa.Engine) -> None:
         "SELECT o.proname, obj_description(o.oid, 'pg_proc') IS NOT NULL FROM pg_proc o"
         f" JOIN pg_namespace n ON n.oid = o.pronamespace WHERE {OURS} ORDER BY 1",
     )
-    assert found == [("match_concepts", True), ("neurons_for_concept", True)]
+    assert found == [
+        ("match_concepts", True), ("neuron_agreement", True), ("neurons_for_concept", True), ("uninterpretable_neurons", True),
+    ]  # fmt: skip
 
 
 def test_constraints_and_indexes_are_named_by_the_convention(engine: sa.Engine) -> None:
