@@ -9,7 +9,6 @@ import click
 from and_platform import db
 from and_platform.cli.main import bars
 from and_platform.cli.output import format_options, messages, show_rows
-from and_platform.errors import ConfigError
 from and_platform.services import networks, provenance
 
 
@@ -91,8 +90,18 @@ def drop(ctx: click.Context, name: str) -> None:
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--dataset", default="sample", show_default=True, help="Data set with labels and folds.")
 @click.option("--held-out-fold", type=int, default=1, show_default=True, help="Fold to leave out and test on.")
+@click.option(
+    "--recipe", type=click.Choice(("supervised", "finetuned", "frozen")), default="supervised", show_default=True,
+    help="What is trained: all of it, from nothing; all of it, after pretraining without labels; only the last linear "
+    "layer, after pretraining without labels.",
+)  # fmt: skip
+@click.option(
+    "--pretrained", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+    help="Start from this pretrained encoder; without it, finetuned and frozen make one in DIRECTORY/pretrained.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=None, help="Seed of weights, order and augmentation.")
-@click.option("--epochs", type=int, default=None, help="Passes over the training clips.")
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Passes over the training clips, with labels.")
+@click.option("--pretrain-epochs", type=click.IntRange(1), default=None, help="Passes over them without labels.")
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True,
     help="Threads of the arithmetic. The outcome depends on it; one is fastest for a network this small.",
@@ -104,8 +113,11 @@ def train(
     directory: Path,
     dataset: str,
     held_out_fold: int,
+    recipe: str,
+    pretrained: Path | None,
     seed: int | None,
     epochs: int | None,
+    pretrain_epochs: int | None,
     threads: int,
     name: str | None,
 ) -> None:
@@ -114,39 +126,27 @@ def train(
     The network that travels with the platform, sample-ast, was made by this command with its defaults. The result is
     a directory that transformers loads, with training.json beside the weights: recipe, seed, folds, test accuracy.
 
+    Of the same data, three recipes make networks whose inside can be compared. Pretraining is given no labels, and
+    the fold held out is left out of it too.
+
     \b
     Examples:
       andp networks train ./my-ast --dataset sample --add my-ast
       andp networks train ./quick --epochs 10 --seed 3
+      andp networks train ./finetuned --recipe finetuned --add finetuned
+      andp networks train ./frozen --recipe frozen --pretrained ./finetuned/pretrained --add frozen
     """
     import torch
 
-    from and_platform.backends import audio
-    from and_platform.backends.networks.training import RATE, TrainConfig, TrainItem, train_ast
+    from and_platform.services import training
 
-    if directory.exists() and any(directory.iterdir()):
-        raise ConfigError(f"{directory} is not empty; name a new folder")
     torch.set_num_threads(threads)
     listener = bars(ctx)
     engine = db.connect(tell=listener.note)
-    options = {key: value for key, value in (("seed", seed), ("epochs", epochs)) if value is not None}
-    config = TrainConfig(**options)
-    with provenance.run(
-        engine, "networks train", {"dataset": dataset, "held_out_fold": held_out_fold, **options}
-    ) as run:
-        with db.reading(engine) as session:
-            clips = networks.training_items(session, dataset)
-        items = []
-        with listener.stage("decode", len(clips), "clips") as advance:
-            for path, label, fold in clips:
-                items.append(TrainItem(audio.load(path, RATE)[0], label, fold, path.name))
-                advance(1)
-        with listener.stage("train", config.epochs, "epochs") as advance:
-            result = train_ast(
-                items, held_out_fold, directory, config, provenance={"dataset": dataset},
-                progress=lambda _metrics: advance(1),
-            )  # fmt: skip
-        run.counts["test_accuracy"] = result.test_accuracy
+    result = training.train(
+        engine, directory, dataset, held_out_fold, recipe=recipe, pretrained=pretrained, seed=seed, epochs=epochs,
+        pretrain_epochs=pretrain_epochs, progress=listener,
+    )  # fmt: skip
     messages().print(f"accuracy on fold {held_out_fold}, which was left out: {result.test_accuracy:.3f}")
     if name:
         networks.add(engine, name, str(directory), trained_on=dataset, held_out_fold=held_out_fold)

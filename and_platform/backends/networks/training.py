@@ -1,6 +1,8 @@
-"""Training a small audio spectrogram transformer from nothing, on a CPU, in minutes.
+"""Training a small audio spectrogram transformer on a CPU, in minutes: from nothing, or from a pretrained encoder.
 
-The result is a directory that `transformers` loads like any other checkpoint. The last epoch is what is saved: the
+The recipes stand for the three training strategies of the paper (Table 1): everything trained with labels; pretrained
+without labels, then everything trained with them; pretrained without labels, then the last linear layer trained with
+them. The result is a directory that `transformers` loads like any other checkpoint. The last epoch is what is saved: the
 held-out fold is measured and never used to choose anything.
 """
 
@@ -10,9 +12,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from and_platform.backends.base import Clip, Floats
+from and_platform.backends.networks.optimising import Optimiser
+from and_platform.backends.networks.pretraining import Pretrained, load_pretrained, spread_tokens
+from and_platform.backends.networks.spectrograms import RATE, Spectrograms, normalised
 from and_platform.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
-RATE: Final = 16_000
-_FLOOR: Final = math.log(1.192092955078125e-07)  # of the feature extractor's log mel energies
+Trainable = Literal["all", "head"]
+_VARIATION: Final = ("dropout", "mixup", "crop", "gain", "pitch", "frequency_mask", "time_mask", "average")
 
 
 class TrainItem(NamedTuple):
@@ -69,6 +75,33 @@ class TrainConfig:
     average: float = 0.995  # decay of the running average of the weights, which is what is saved
 
 
+class Recipe(NamedTuple):
+    """A training strategy: what is trained with labels, after pretraining without them or not, and how."""
+
+    config: TrainConfig
+    pretrained: bool
+    trainable: Trainable
+
+
+# What was chosen was chosen on the folds 2 to 5 of the sample data set; fold 1, which its networks hold out, chose nothing.
+RECIPES: Final = MappingProxyType(
+    {
+        "supervised": Recipe(TrainConfig(), pretrained=False, trainable="all"),
+        "finetuned": Recipe(TrainConfig(epochs=60), pretrained=True, trainable="all"),
+        "frozen": Recipe(
+            TrainConfig(
+                epochs=300,
+                batch_size=64,
+                learning_rate=3e-2,
+                **dict.fromkeys(_VARIATION, 0),
+            ),
+            pretrained=True,
+            trainable="head",
+        ),
+    }
+)
+
+
 class EpochMetrics(NamedTuple):
     """One epoch: mean training loss (on augmented clips), accuracy on the held-out fold, seconds so far."""
 
@@ -102,6 +135,8 @@ def train_ast(
     directory: str | Path,
     config: TrainConfig | None = None,
     *,
+    init: str | Path | None = None,
+    trainable: Trainable = "all",
     provenance: Mapping[str, Any] | None = None,
     progress: Callable[[EpochMetrics], None] | None = None,
 ) -> TrainResult:
@@ -119,7 +154,13 @@ def train_ast(
     directory
         Where to save; made if need be.
     config
-        The recipe; by default the sample network's.
+        The recipe; by default the sample network's. Where `init` is given, the shape of the network is the encoder's.
+    init
+        Directory of an encoder that `pretrain_ast` saved, to start from; its feature extractor is taken over.
+    trainable
+        All weights, or only those of the head's linear layer, as the paper's "frozen" network has it (Table 1: "final
+        linear layer"). The encoder then stays exactly as it was saved, the layer norm before the linear layer as it
+        begins, and the clips are heard as they are: variation and running average have to be off in the recipe.
     provenance
         Further entries of training.json, such as the hash of the manifest.
     progress
@@ -128,7 +169,10 @@ def train_ast(
     Raises
     ------
     InputError
-        Nothing to train on or to test on, or fewer than two classes.
+        Nothing to train on or to test on, fewer than two classes, only a head to train on an encoder that learned
+        nothing or on varied clips, or an encoder that has heard the held-out clips.
+    WeightsMissingError
+        There is no encoder in `init`.
     """
     from transformers import ASTFeatureExtractor
 
@@ -147,19 +191,37 @@ def train_ast(
     if unseen := sorted({item.label for item in test} - set(classes)):
         raise InputError(f"the class '{unseen[0]}' is only in the held-out fold {held_out_fold}; hold out another")
 
-    with quiet():
-        extractor = ASTFeatureExtractor(
-            num_mel_bins=config.mel_bins, max_length=config.frames, sampling_rate=RATE, do_normalize=False
-        )
-    train_set = _Spectrograms.of(train, classes, extractor)
-    test_set = _Spectrograms.of(test, classes, extractor)
-    extractor.mean, extractor.std = train_set.moments()
-    extractor.do_normalize = True
+    if init is None and trainable == "head":
+        raise InputError("with only the head trained, the encoder has to be a pretrained one; name its directory")
+    if trainable == "head" and (varied := [name for name in _VARIATION if getattr(config, name)]):
+        raise InputError(f"the head is trained on clips as they are; set to 0: {', '.join(varied)}")
+    pretrained = None if init is None else load_pretrained(init)
+    provenance = dict(provenance or {})
+    if pretrained is not None:
+        config = _shaped(config, pretrained)
+        provenance |= _descent(pretrained, Path(str(init)), held_out_fold, provenance.get("dataset"))
+
+    if pretrained is None:
+        with quiet():
+            extractor = ASTFeatureExtractor(
+                num_mel_bins=config.mel_bins, max_length=config.frames, sampling_rate=RATE, do_normalize=False
+            )
+    else:
+        extractor = pretrained.extractor
+    train_set, test_set = (Spectrograms.of([item.waveform for item in part], extractor) for part in (train, test))
+    if pretrained is None:
+        extractor.mean, extractor.std = train_set.moments()
+        extractor.do_normalize = True
+    train_labels, test_labels = (
+        torch.tensor([classes.index(item.label) for item in part]) for part in (train, test)
+    )  # fmt: skip
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = _new_model(config, classes)
-        epochs = _fit(model, train_set, test_set, extractor, config, started, progress)
+        model = _new_model(config, classes, pretrained)
+        data = _Data(train_set, train_labels, test_set, test_labels, extractor)
+        fit = _fit if trainable == "all" else _fit_head
+        epochs = fit(model, data, config, started, progress)
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -184,46 +246,51 @@ def train_ast(
         confusion=confusion,
         seconds=time.monotonic() - started,
     )
-    _write_record(result, config, held_out_fold, sorted({item.fold for item in train}), dict(provenance or {}))
+    _write_record(result, config, held_out_fold, sorted({item.fold for item in train}), trainable, provenance)
     return result
 
 
-@dataclass
-class _Spectrograms:
-    """Log mel spectrograms of whole clips, computed once: [n, longest, mel bins], with lengths and targets."""
+class _Data(NamedTuple):
+    """Clips and classes (int [n]) to train and to test on, and the feature extractor."""
 
-    frames: Tensor
-    lengths: Tensor
-    targets: Tensor
-
-    @classmethod
-    def of(cls, items: Sequence[TrainItem], classes: list[str], extractor: ASTFeatureExtractor) -> _Spectrograms:
-        spectrograms: list[NDArray[np.float32]] = []
-        for item in items:
-            waveform = np.pad(item.waveform, (0, max(0, 400 - item.waveform.size))).astype(np.float32)
-            n_frames = 1 + (waveform.size - 400) // 160
-            spectrograms.append(extractor._extract_fbank_features(waveform, max_length=n_frames))
-        lengths = torch.tensor([len(s) for s in spectrograms])
-        frames = torch.zeros(len(items), int(lengths.max()), extractor.num_mel_bins)
-        for i, spectrogram in enumerate(spectrograms):
-            frames[i, : len(spectrogram)] = torch.from_numpy(np.ascontiguousarray(spectrogram))
-        return cls(frames, lengths, torch.tensor([classes.index(item.label) for item in items]))
-
-    def moments(self) -> tuple[float, float]:
-        """Mean and standard deviation over all frames that are sound."""
-        sound = torch.arange(self.frames.shape[1])[None, :] < self.lengths[:, None]
-        values = self.frames[sound].double()
-        return float(values.mean()), float(values.std())
-
-    def cut(self, index: Tensor, starts: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
-        """Stretches of `n_frames` [B, n_frames, mel] from the given starts, and where they are sound [B, n_frames]."""
-        where = starts[:, None] + torch.arange(n_frames)[None, :]
-        sound = where < self.lengths[index][:, None]
-        where = where.clamp(max=self.frames.shape[1] - 1)
-        return self.frames[index[:, None], where].masked_fill(~sound[:, :, None], 0.0), sound
+    train: Spectrograms
+    train_labels: Tensor
+    test: Spectrograms
+    test_labels: Tensor
+    extractor: ASTFeatureExtractor
 
 
-def _new_model(config: TrainConfig, classes: list[str]) -> ASTForAudioClassification:
+def _shaped(config: TrainConfig, pretrained: Pretrained) -> TrainConfig:
+    """The recipe for a network of the shape that the encoder has."""
+    shape = pretrained.encoder.config
+    return replace(
+        config, hidden=shape.hidden_size, layers=shape.num_hidden_layers, heads=shape.num_attention_heads,
+        frames=shape.max_length, mel_bins=shape.num_mel_bins, stride=shape.time_stride,
+    )  # fmt: skip
+
+
+def _descent(pretrained: Pretrained, directory: Path, held_out_fold: int, dataset: object) -> dict[str, Any]:
+    """What training.json tells of the encoder that training started from; checked to know nothing it should not."""
+    record = pretrained.record
+    same = dataset is None or record.get("dataset") is None or record["dataset"] == dataset
+    if same and record["held_out_fold"] != held_out_fold:
+        raise InputError(
+            f"the encoder in {directory} has heard the clips of fold {held_out_fold} (it was pretrained without fold "
+            f"{record['held_out_fold']}); hold out fold {record['held_out_fold']}, or pretrain anew"
+        )
+    told = ("task", "dataset", "held_out_fold", "n_clips", "recipe", "seconds", "made_with")
+    return {
+        "pretrained": {
+            "location": str(directory.resolve()),
+            "weights_sha256": pretrained.sha256,
+            **{key: record[key] for key in told if key in record},
+            "final_patch_loss": record["patch_loss"][-1],
+            "final_summary_loss": record["summary_loss"][-1],
+        }
+    }
+
+
+def _new_model(config: TrainConfig, classes: list[str], pretrained: Pretrained | None) -> ASTForAudioClassification:
     from transformers import ASTConfig, ASTForAudioClassification
 
     model = ASTForAudioClassification(
@@ -243,62 +310,44 @@ def _new_model(config: TrainConfig, classes: list[str]) -> ASTForAudioClassifica
             label2id={name: i for i, name in enumerate(classes)},
         )
     )
-    # the library starts places and tokens at zero, from where a network without pretraining learns slowly
-    embeddings = model.audio_spectrogram_transformer.embeddings
-    for parameter in (embeddings.position_embeddings, embeddings.cls_token, embeddings.distillation_token):
-        nn.init.trunc_normal_(parameter, std=0.02)
+    spread_tokens(model.audio_spectrogram_transformer)
+    if pretrained is not None:
+        model.audio_spectrogram_transformer.load_state_dict(pretrained.encoder.state_dict())
     return model
 
 
 def _fit(
     model: ASTForAudioClassification,
-    train: _Spectrograms,
-    test: _Spectrograms,
-    extractor: ASTFeatureExtractor,
+    data: _Data,
     config: TrainConfig,
     started: float,
     progress: Callable[[EpochMetrics], None] | None,
 ) -> list[EpochMetrics]:
     """Train in place; the model ends with the averaged weights."""
-    n, n_classes = len(train.targets), len(model.config.id2label or {})
+    n, n_classes = len(data.train_labels), len(model.config.id2label or {})
     steps = config.epochs * math.ceil(n / config.batch_size)
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-    )
-    warm = max(1, int(config.warmup * steps))
-
-    def rate_at(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at)
+    optimiser = Optimiser(
+        list(model.parameters()), config.learning_rate, config.weight_decay, config.warmup, steps
+    )  # fmt: skip
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.average)
     )
+    test = data.test.plain(data.extractor, config.frames)
     history: list[EpochMetrics] = []
     for epoch in range(1, config.epochs + 1):
         model.train()
         losses = []
         for index in torch.randperm(n).split(config.batch_size):
-            inputs, targets = _augmented(train, index, extractor, config, n_classes)
+            inputs, targets = _augmented(data, index, config, n_classes)
             logits = model(inputs).logits
             loss = functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            optimiser.step(loss)
             averaged.update_parameters(model)
             losses.append(float(loss.detach()) * len(index))
         metrics = EpochMetrics(
             epoch,
             sum(losses) / n,
-            _accuracy(averaged.module, test, extractor, config),
+            _accuracy(averaged.module, test, data.test_labels),
             time.monotonic() - started,
         )
         history.append(metrics)
@@ -309,32 +358,63 @@ def _fit(
     return history
 
 
-def _augmented(
-    data: _Spectrograms, index: Tensor, extractor: ASTFeatureExtractor, config: TrainConfig, n_classes: int
-) -> tuple[Tensor, Tensor]:
-    """A training batch: normalised spectrograms [B, frames, mel] and soft targets [B, C]."""
-    size = len(index)
-    spare = (data.lengths[index] - config.frames).clamp(min=0)
-    starts = (torch.rand(size) * (spare + 1)).long() * (torch.rand(size) < config.crop)
-    x, sound = data.cut(index, starts, config.frames)
-    targets = functional.one_hot(data.targets[index], n_classes).float()
+def _fit_head(
+    model: ASTForAudioClassification,
+    data: _Data,
+    config: TrainConfig,
+    started: float,
+    progress: Callable[[EpochMetrics], None] | None,
+) -> list[EpochMetrics]:
+    """Train the head's linear layer in place, on what the encoder makes of each clip, computed once.
 
-    level = (torch.rand(size, 1, 1) * 2 - 1) * config.gain
-    shift = torch.randint(-config.pitch, config.pitch + 1, (size, 1))
-    bins = (torch.arange(config.mel_bins)[None, :] - shift).clamp(0, config.mel_bins - 1)
-    x = x.gather(2, bins[:, None, :].expand_as(x)) + level
-    x = x.clamp(min=_FLOOR).masked_fill(~sound[:, :, None], _FLOOR)
+    It is trained on standardised features, and mean and standard deviation are then taken up into its weights.
+    """
+    train, test = (_features(model, part.plain(data.extractor, config.frames)) for part in (data.train, data.test))
+    mean, deviation = train.mean(0), train.std(0).clamp(min=1e-6)
+    train, test = (train - mean) / deviation, (test - mean) / deviation
+    n, dense = len(train), model.classifier.dense
+    optimiser = Optimiser(
+        list(dense.parameters()), config.learning_rate, config.weight_decay, config.warmup,
+        config.epochs * math.ceil(n / config.batch_size),
+    )  # fmt: skip
+    history: list[EpochMetrics] = []
+    for epoch in range(1, config.epochs + 1):
+        total = 0.0
+        for index in torch.randperm(n).split(config.batch_size):
+            loss = functional.cross_entropy(
+                dense(train[index]), data.train_labels[index], label_smoothing=config.label_smoothing
+            )
+            optimiser.step(loss)
+            total += float(loss.detach()) * len(index)
+        with torch.inference_mode():
+            right = dense(test).argmax(1) == data.test_labels
+        metrics = EpochMetrics(epoch, total / n, float(right.double().mean()), time.monotonic() - started)
+        history.append(metrics)
+        if progress is not None:
+            progress(metrics)
+    with torch.no_grad():
+        dense.weight /= deviation
+        dense.bias -= dense.weight @ mean
+    model.eval()
+    return history
 
-    if float(torch.rand(())) < config.mixup:
-        partner = torch.randperm(size)
-        share = torch.distributions.Beta(1.0, 1.0).sample((size,))
-        mine, theirs = share.log()[:, None, None], (1 - share).log()[:, None, None]
-        # energies add, as when two sounds are heard at once
-        x = torch.logaddexp(x + mine, x[partner] + theirs).clamp(min=_FLOOR)
+
+def _features(model: ASTForAudioClassification, x: Tensor) -> Tensor:
+    """What the head's linear layer hears of spectrograms [B, frames, mel]: [B, hidden]."""
+    model.eval()
+    with torch.no_grad():
+        pooled = [model.audio_spectrogram_transformer(part).pooler_output for part in x.split(64)]
+        features: Tensor = model.classifier.layernorm(torch.cat(pooled))
+    return features
+
+
+def _augmented(data: _Data, index: Tensor, config: TrainConfig, n_classes: int) -> tuple[Tensor, Tensor]:
+    """A training batch: normalised spectrograms [B, frames, mel] and soft targets [B, n_classes]."""
+    energies, sound, partner, share = data.train.varied(index, config)
+    targets = functional.one_hot(data.train_labels[index], n_classes).float()
+    if partner is not None and share is not None:
         targets = share[:, None] * targets + (1 - share[:, None]) * targets[partner]
-        sound = sound | sound[partner]
-    # the feature extractor pads with zeros before it normalises
-    x = (x.masked_fill(~sound[:, :, None], 0.0) - extractor.mean) / (2 * extractor.std)
+    x = normalised(energies, sound, data.extractor)
     for axis, longest in ((1, config.time_mask), (2, config.frequency_mask)):
         x = _hide(x, axis, longest)
     return x, targets
@@ -350,14 +430,11 @@ def _hide(x: Tensor, axis: int, longest: int) -> Tensor:
     return x.masked_fill(hidden[:, :, None] if axis == 1 else hidden[:, None, :], 0.0)
 
 
-def _accuracy(model: nn.Module, data: _Spectrograms, extractor: ASTFeatureExtractor, config: TrainConfig) -> float:
+def _accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
     model.eval()
     with torch.inference_mode():
-        index = torch.arange(len(data.targets))
-        x, _ = data.cut(index, torch.zeros_like(index), config.frames)
-        x = (x - extractor.mean) / (2 * extractor.std)
         predicted = torch.cat([model(part).logits.argmax(1) for part in x.split(64)])
-    return float((predicted == data.targets).double().mean())
+    return float((predicted == labels).double().mean())
 
 
 def _confusion(directory: Path, test: Sequence[TrainItem], classes: list[str]) -> NDArray[np.int64]:
@@ -377,6 +454,7 @@ def _write_record(
     config: TrainConfig,
     held_out_fold: int,
     train_folds: list[int],
+    trainable: Trainable,
     provenance: dict[str, Any],
 ) -> None:
     record = {
@@ -390,6 +468,7 @@ def _write_record(
         "per_class_accuracy": result.per_class_accuracy,
         "classes": result.classes,
         "recipe": asdict(config),
+        "trainable": trainable,
         "final_loss": round(result.epochs[-1].loss, 4),
         "seconds": round(result.seconds, 1),
         # the same weights again are promised for the same versions, threads and kind of processor
