@@ -222,11 +222,15 @@ class Platform:
             options["clustering"] = made.id
         return _frame(interpretability.blocks(self.engine, chosen, **options), ())
 
-    def report(self, network: str, folder: str | Path, *, force: bool = False) -> Path:
-        """Write the report of a network to a folder; returns the page. Experiments that are missing are run first."""
+    def report(self, network: str, folder: str | Path, *, force: bool = False, **options: Any) -> Path:
+        """Write the report of a network to a folder; returns the page. Experiments that are missing are run first.
+
+        Options are the fields of `and_platform.services.report.Options`: `skip`, `quick`, `stored_only`, `neurons` …
+        """
         from and_platform.services import report
 
-        return report.network(self.engine, network, Path(folder), force=force, progress=self.progress).page
+        chosen = report.Options(**options)
+        return report.network(self.engine, network, Path(folder), chosen, force=force, progress=self.progress).page
 
     # ------------------------------------------------------------------ asking
 

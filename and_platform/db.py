@@ -82,6 +82,7 @@ def make_engine(url: URL, config: Settings | None = None) -> sa.Engine:
     engine = sa.create_engine(
         url,
         pool_pre_ping=True,
+        hide_parameters=True,  # an error is a line, not the rows it was about
         pool_size=4,
         max_overflow=4,
         connect_args={
@@ -109,6 +110,10 @@ def translated() -> Iterator[None]:
         raise _server_error(exc.orig) from exc
     except psycopg.OperationalError as exc:
         raise _server_error(exc) from exc
+    except sa.exc.IntegrityError as exc:
+        if not isinstance(exc.orig, psycopg.errors.ForeignKeyViolation):
+            raise
+        raise DatabaseError("what this belongs to was dropped meanwhile by another command; run this one again") from exc
     except (sa.exc.ProgrammingError, psycopg.errors.InsufficientPrivilege) as exc:
         denied = exc.orig if isinstance(exc, sa.exc.ProgrammingError) else exc
         if not isinstance(denied, psycopg.errors.InsufficientPrivilege):

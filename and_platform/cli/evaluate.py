@@ -9,7 +9,7 @@ import click
 
 from and_platform import db
 from and_platform.cli.main import bars
-from and_platform.cli.output import console, format_options, messages, print_json, show_rows
+from and_platform.cli.output import console, format_options, messages, plot_option, print_json, save_figure, show_rows
 from and_platform.errors import InputError
 from and_platform.services import class_mapping, explanations, last_layer, provenance
 
@@ -72,9 +72,7 @@ def classes(
 @click.option("--no-llm", is_flag=True, help="Ask no LLM: the top 5 of ICL is left out.")
 @click.option("--paper", is_flag=True, help="Show the paper's figures too, and where they are off.")
 @click.option("--names", is_flag=True, help="Show what was found for each class too.")
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw top-1 with intervals: svg, png or pdf."
-)
+@plot_option("Draw top 1 with intervals")
 @format_options
 @click.pass_context
 def last_layer_(
@@ -124,10 +122,9 @@ def last_layer_(
 
 
 def _draw_last_layer(report: last_layer.LastLayerReport, path: Path) -> None:
-    from and_platform.plots import evaluation, style
+    from and_platform.plots import evaluation
 
-    figure = evaluation.last_layer(report.rows, report.footer, chance=1 / report.n_concepts)
-    messages().print(f"wrote {style.save(figure, path)}", markup=False)
+    save_figure(evaluation.last_layer(report.rows, report.footer, chance=1 / report.n_concepts), path)
 
 
 def _print_last_layer(report: last_layer.LastLayerReport, paper: bool, names: bool) -> None:
@@ -183,9 +180,7 @@ def _print_last_layer(report: last_layer.LastLayerReport, paper: bool, names: bo
     "--by", type=click.Choice(["layer", "neuron"]), default="layer", show_default=True, help="What a row stands for."
 )
 @click.option("--limit", type=click.IntRange(1), help="With --by neuron: the most rows.  [default: 30 in a table]")
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the distributions by layer: svg, png or pdf."
-)
+@plot_option("Draw the distributions by layer")
 @format_options
 @click.pass_context
 def explanations_(
@@ -226,11 +221,11 @@ def explanations_(
         run.dissection_id, run.counts["layers"] = report.dissection_id, len(report.computed)
     found = report.experiment_id
     if plot is not None:
-        from and_platform.plots import evaluation, style
+        from and_platform.plots import evaluation
 
         rows = explanations.by_layer(engine, network, dissection=dissection, layers=chosen, experiment=found)
         footer = explanations.footer(engine, network, rows, dissection=dissection, experiment=found)
-        messages().print(f"wrote {style.save(evaluation.explanations(rows, footer), plot)}", markup=False)
+        save_figure(evaluation.explanations(rows, footer), plot)
     if by == "neuron":
         most = limit or (30 if output_format == "table" else None)
         rows = explanations.by_neuron(

@@ -10,27 +10,16 @@ import click
 
 from and_platform import db
 from and_platform.cli.main import bars
-from and_platform.cli.output import console, format_options, messages, show_rows
+from and_platform.cli.output import console, format_options, messages, plot_option, save_figure, show_rows
 from and_platform.core import criteria as names
 from and_platform.errors import NotFoundError
 from and_platform.plots import features as plots
-from and_platform.plots import style
 from and_platform.services import features, provenance
 
 _DISSECTION = click.option("--dissection", type=int, help="A dissection; default: the network's current one.")
 
 
-def _drawable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a figure that cannot be written before anything is computed."""
-    if path is not None and path.suffix.lower().removeprefix(".") not in style.FORMATS:
-        raise click.BadParameter(f"'{path.name}' must end with .{', .'.join(style.FORMATS)}")
-    return path
-
-
-_PLOT = click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), callback=_drawable,
-    help="Write the figure: .svg, .png or .pdf.",
-)  # fmt: skip
+_PLOT = plot_option()
 
 
 def _list_of(kind: Callable[[str], Any], name: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -40,9 +29,12 @@ def _list_of(kind: Callable[[str], Any], name: str) -> Callable[[click.Context, 
         if value is None:
             return None
         try:
-            return [kind(part.strip()) for part in value.split(",") if part.strip()]
+            found = [kind(part.strip()) for part in value.split(",") if part.strip()]
         except ValueError as exc:
             raise click.BadParameter(f"'{value}' is no list of {name}, separated by commas") from exc
+        if not found:
+            raise click.BadParameter(f"is empty; give {name}, separated by commas")
+        return found
 
     return read
 
@@ -313,6 +305,5 @@ def _columns(rows: Sequence[Mapping[str, Any]], *wanted: str) -> list[dict[str, 
 
 
 def _draw(path: Path | None, make: Callable[[], Any]) -> None:
-    if path is None:
-        return
-    messages().print(f"figure: {style.save(make(), path)}", markup=False)
+    if path is not None:
+        save_figure(make(), path)

@@ -10,11 +10,11 @@ import click
 
 from and_platform import db
 from and_platform.cli.main import bars
-from and_platform.cli.output import format_options, messages, show_rows
+from and_platform.cli.output import format_options, messages, plot_option, save_figure, show_rows
 from and_platform.core.clustering import thresholds
 from and_platform.core.exemplars import EXEMPLARS_KEPT
+from and_platform.errors import InputError
 from and_platform.plots import interpretability as plots
-from and_platform.plots import style
 from and_platform.services import interpretability as service
 from and_platform.services import provenance
 
@@ -25,17 +25,7 @@ _CLUSTERING = click.option(
 )  # fmt: skip
 
 
-def _drawable(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a figure that cannot be written before anything is computed."""
-    if path is not None and path.suffix.lower().removeprefix(".") not in style.FORMATS:
-        raise click.BadParameter(f"'{path.name}' must end with .{', .'.join(style.FORMATS)}")
-    return path
-
-
-_PLOT = click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), callback=_drawable,
-    help="Write the figure: .svg, .png or .pdf.",
-)  # fmt: skip
+_PLOT = plot_option()
 
 
 @click.group("interpretability")
@@ -97,7 +87,7 @@ def cluster(
     if default != made.id:
         messages().print(f"clustering {default} stays the default; to use this one: --clustering {made.id}")
     if plot is not None:
-        _save(plots.elbow(made.curve, made.n_clusters, made.footer), plot)
+        save_figure(plots.elbow(made.curve, made.n_clusters, made.footer), plot)
 
 
 @command.command()
@@ -174,7 +164,7 @@ def blocks(
     if plot is not None:
         by_kind = by == "kind"
         told = service.footer(rows)
-        _save(
+        save_figure(
             plots.grid(rows, told, by_kind=by_kind) if everything or tau is None
             else plots.blocks(rows, tau, kept, told, by_kind=by_kind),
             plot,
@@ -213,12 +203,15 @@ def words(
     rows = service.words(engine, used.id)
     _show_clusters(rows, used, output_format)
     if plot is not None:
-        _save(plots.clouds(rows, used.footer), plot)
+        save_figure(plots.clouds(rows, used.footer), plot)
     if output is not None:
         drawn = [row for row in rows if row["words"]]
-        output.mkdir(parents=True, exist_ok=True)
-        for row in drawn:
-            (output / f"cluster-{row['cluster']:02d}.svg").write_text(plots.cloud_svg(row), "utf-8")
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            for row in drawn:
+                (output / f"cluster-{row['cluster']:02d}.svg").write_text(plots.cloud_svg(row), "utf-8")
+        except OSError as exc:
+            raise InputError(f"cannot write into '{output}' ({exc.strerror}); give another folder") from exc
         messages().print(f"wrote {len(drawn)} clouds to {output}", markup=False)
 
 
@@ -261,7 +254,3 @@ def _title(rows: Sequence[dict[str, Any]]) -> str:
     used = dict.fromkeys((row["clustering_id"], row["n_clusters"], row["dataset"]) for row in rows)
     told = ", ".join(f"clustering {number} ({n} clusters, {dataset})" for number, n, dataset in used)
     return f"uninterpretable neurons by {told}" + ("; not the same clusters" if len(used) > 1 else "")
-
-
-def _save(figure: Any, path: Path) -> None:
-    messages().print(f"wrote {style.save(figure, path)}", markup=False)

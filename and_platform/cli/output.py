@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from pgvector import HalfVector, SparseVector, Vector
@@ -28,6 +29,11 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from and_platform.plots import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -55,6 +61,25 @@ def format_options(command: Command) -> Command:
             f"--{name}", "output_format", flag_value=name, help=f"Print {name.upper()} on standard output."
         )(command)
     return click.option("--table", "output_format", flag_value="table", default="table", hidden=True)(command)
+
+
+def plot_option(told: str = "Write the figure") -> Callable[[Command], Command]:
+    """Add `--plot FILE` to a command; another suffix than of a figure is refused before anything is computed."""
+    return click.option(
+        "--plot", type=click.Path(dir_okay=False, path_type=Path), callback=_drawable, metavar="FILE",
+        help=f"{told}: .svg, .png or .pdf.",
+    )  # fmt: skip
+
+
+def _drawable(_ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower().removeprefix(".") not in style.FORMATS:
+        raise click.BadParameter(f"'{path.name}' must end with .{', .'.join(style.FORMATS)}", param=param)
+    return path
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure, and say so on standard error."""
+    messages().print(f"wrote {style.save(figure, path)}", markup=False, soft_wrap=True)
 
 
 def show_rows(

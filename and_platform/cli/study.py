@@ -9,7 +9,7 @@ import click
 
 from and_platform import db
 from and_platform.cli.main import bars
-from and_platform.cli.output import console, format_options, messages, print_json, show_rows
+from and_platform.cli.output import console, format_options, messages, plot_option, print_json, save_figure, show_rows
 from and_platform.errors import AndpError, InputError
 from and_platform.services import provenance, study
 
@@ -139,7 +139,7 @@ def _print_imported(rows: list[dict[str, Any]]) -> None:
 @click.argument("name", required=False)
 @click.option("--network", help="Without NAME: the latest of this network.")
 @click.option("--paper", is_flag=True, help="Put the paper's figures beside.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the ratings: .svg, .png or .pdf.")
+@plot_option("Draw the ratings")
 @click.option("--bertscore-model", metavar="PATH", help="Compute BERTScore with this model: a directory or hub id.")
 @click.option("--bertscore-layers", type=click.IntRange(1), metavar="N", help="Take its vectors after N layers.")
 @format_options
@@ -179,12 +179,10 @@ def results_(
 
 def _draw(found: study.StudyResults, path: Path) -> None:
     from and_platform.plots import study as plots
-    from and_platform.plots import style
 
     if not found.agreement["n_raters"]:
         raise InputError(f"nobody has rated anything of '{found.about['name']}' yet: there is nothing to draw")
-    style.save(plots.ratings(found.rows, found.footer), path)
-    messages().print(f"wrote {path}", markup=False, soft_wrap=True)
+    save_figure(plots.ratings(found.rows, found.footer), path)
 
 
 def _print(found: study.StudyResults, rows: list[dict[str, Any]], paper: bool) -> None:

@@ -10,8 +10,16 @@ import click
 
 from and_platform import db
 from and_platform.cli.main import bars
-from and_platform.cli.output import cell, console, format_options, messages, print_json, show_rows
-from and_platform.plots import style
+from and_platform.cli.output import (
+    cell,
+    console,
+    format_options,
+    messages,
+    plot_option,
+    print_json,
+    save_figure,
+    show_rows,
+)
 from and_platform.services import ask, provenance
 from and_platform.services.unlearning import export as exporting
 from and_platform.services.unlearning import plans, runs, sweep, tables
@@ -29,13 +37,6 @@ _LAYERS = click.option("--layers", metavar="GLOB", help="Only layers of this pat
 _HEADINGS = {"d_a": "dA", "d_r": "dR", "gap": "dR - dA"}
 
 
-def _drawable(_ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """A file whose suffix names a format: said before anything is computed."""
-    if value is not None and value.suffix.lower().removeprefix(".") not in style.FORMATS:
-        raise click.BadParameter(f"'{value.name}' must end with .{', .'.join(style.FORMATS)}", param=param)
-    return value
-
-
 def _numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """Whole numbers with commas between them; `full` is none."""
     if value is None or value.strip() == "full":
@@ -46,10 +47,7 @@ def _numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> 
         raise click.BadParameter(f"'{value}' is no list of whole numbers, e.g. 0,1,2", param=param) from None
 
 
-_PLOT = click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), callback=_drawable,
-    help="Write the figure: .svg, .png or .pdf.",
-)  # fmt: skip
+_PLOT = plot_option()
 
 
 @click.group("unlearn")
@@ -457,11 +455,12 @@ def sweep_(
     else:
         show_rows(rows, output_format)
     if (over := sweep.margin(rows)) is not None and output_format == "table":
+        of = "class" if over["targets"] == 1 else "classes"
         interval = (
             f", 95 % interval [{over['low']:.3f}, {over['high']:.3f}] over classes" if over["low"] is not None else ""
         )
         console().print(
-            f"\n{strategy} against random_matched, whole plans of {over['targets']} classes: dR - dA {over['gap']:.3f} against "
+            f"\n{strategy} against random_matched, whole plans of {over['targets']} {of}: dR - dA {over['gap']:.3f} against "
             f"{over['draws_gap']:.3f}; {over['margin']:+.3f}{interval}; above 97.5 % of its draws for {over['above']} of "
             f"{over['targets']}",
             markup=False, soft_wrap=True,
@@ -469,7 +468,7 @@ def sweep_(
     if plot is not None:
         from and_platform.plots import unlearning
 
-        _wrote(style.save(unlearning.sweep(rows), plot))
+        save_figure(unlearning.sweep(rows), plot)
 
 
 @command.command()
@@ -564,7 +563,7 @@ def _show_table(
     if plot is not None:
         from and_platform.plots import unlearning
 
-        _wrote(style.save(unlearning.table4(rows), plot))
+        save_figure(unlearning.table4(rows), plot)
 
 
 def _show_ablations(rows: Sequence[Mapping[str, Any]], output_format: str, empty: str = "nothing found") -> None:
@@ -610,8 +609,4 @@ def _interval(row: Mapping[str, Any], change: str) -> str:
 def _figure10(rows: Sequence[Mapping[str, Any]], measure: str, plot: Path) -> None:
     from and_platform.plots import unlearning
 
-    _wrote(style.save(unlearning.figure10(rows, measure), plot))
-
-
-def _wrote(path: Path) -> None:
-    messages().print(f"wrote {path}", markup=False)
+    save_figure(unlearning.figure10(rows, measure), plot)

@@ -27,6 +27,10 @@ TARGET = "#D1622B"
 QUIET = "#9AA5AD"
 """Everything beside it."""
 
+_BETWEEN = " · "
+_FOOTER_CHARACTER = 0.052
+"""Inches of a character under a figure, on average and a little more."""
+
 _RC: Any = {  # matplotlib names its keys one by one in a type
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -90,8 +94,18 @@ def colour(index: int) -> str:
 
 
 def footer(figure: Figure, text: str) -> None:
-    """Data set, network, recipe and n, small, under the figure."""
-    figure.supxlabel(text, fontsize=7, color="#5B6770", x=0.995, ha="right")
+    """Data set, network, recipe and n, small, under the figure; in as many lines as its width asks for."""
+    longest = int(figure.get_figwidth() / _FOOTER_CHARACTER)
+    lines: list[str] = []
+    for line in text.splitlines():
+        lines.append("")
+        for part in line.split(_BETWEEN):
+            joined = f"{lines[-1]}{_BETWEEN}{part}" if lines[-1] else part
+            if lines[-1] and len(joined) > longest:
+                lines.append(part)
+            else:
+                lines[-1] = joined
+    figure.supxlabel("\n".join(lines), fontsize=7, color="#5B6770", x=0.995, ha="right")
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -100,14 +114,18 @@ def save(figure: Figure, path: str | Path) -> Path:
     Raises
     ------
     InputError
-        Another suffix.
+        Another suffix, or the file cannot be written.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InputError(f"'{path.name}' is no figure that can be written; end it with .{', .'.join(FORMATS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(render(figure, kind))
+    drawn = render(figure, kind)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawn)
+    except OSError as exc:
+        raise InputError(f"cannot write '{path}' ({exc.strerror}); give another file") from exc
     return path
 
 

@@ -20,6 +20,7 @@ MEASURES = {"probability": "mean probability of the true class", "logit": "mean 
 _NAMES = {"random": "random", "random_matched": "random, matched by layer", "closed_tab": "closed set, TAB",
           "closed_db": "closed set, DB", "closed_icl": "closed set, ICL", "meaning": "by meaning",
           "open": "open concepts"}  # fmt: skip
+_ONE = {"classes": "class", "target classes": "target class", "points": "point"}
 _INK, _MUTED = "#2B3338", "#5B6770"
 _TITLE: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold", "loc": "left"}
 
@@ -114,7 +115,12 @@ def table4(rows: Sequence[Row]) -> Figure:
     left.set_ylim(len(shown) - 0.5, -0.5)
     for ax in (left, right):
         ax.grid(axis="y", visible=False)
-    _footer(figure, shown[0], "target classes", max(row["targets"] for row in shown), "bars: 95 % bootstrap intervals")
+        ax.locator_params(axis="x", nbins=5)
+    intervals = any(row[f"{change}_low"] is not None for row in shown for change in ("d_a", "d_r", "gap"))
+    _footer(
+        figure, shown[0], "target classes", max(row["targets"] for row in shown),
+        "bars: 95 % bootstrap intervals" if intervals else "",
+    )  # fmt: skip
     return figure
 
 
@@ -137,7 +143,7 @@ def sweep(rows: Sequence[Row]) -> Figure:
     first = rows[0]
     changes = [("d_a", "Target class: ΔA"), ("d_r", "Other classes: ΔR"), ("gap", "The gap: ΔR − ΔA")]
     shown = [pair for pair in changes if any(row[pair[0]] is not None for row in rows)]
-    figure, axes = style.new(len(shown), width=3.1 * len(shown) + 0.8, height=3.5)
+    figure, axes = style.new(len(shown), width=max(5.2, 3.1 * len(shown) + 0.8), height=3.5)
     x = [row["n_neurons"] for row in rows]
     for ax, (change, title) in zip(axes, shown, strict=True):
         ax.fill_between(
@@ -224,7 +230,7 @@ def _whiskers(ax: Axes, rows: Sequence[Row], change: str, at: Sequence[float]) -
 
 
 def _footer(figure: Figure, row: Row, of: str, n: int, more: str = "") -> None:
-    clips = f"{row['held_out_clips']:,} held-out clips, {n:,} {of}"
+    clips = f"{row['held_out_clips']:,} held-out clips, {n:,} {_ONE.get(of, of) if n == 1 else of}"
     style.footer(
         figure,
         f"{row['dataset']} · {row['network']} · recipe {row['recipe']} · n = {clips}" + (f" · {more}" if more else ""),

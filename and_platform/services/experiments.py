@@ -32,6 +32,12 @@ class Subject(NamedTuple):
     methods: list[str]
     layers: list[str]
     """Names of the layers it covers, in order of computation."""
+    waiting: str | None = None
+    """Hash of what is still to be done: units that failed, layers that are not complete; None: nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """Part of every recipe on it: what is computed while something waits is not the result of the whole."""
+        return {} if self.waiting is None else {"waiting": self.waiting}
 
 
 def subject(session: Session, network: str | None, dissection: int | None = None) -> Subject:
@@ -50,7 +56,15 @@ def subject(session: Session, network: str | None, dissection: int | None = None
             "SELECT o.dissection_id, d.sha256, o.network_id, o.network, o.dataset, o.probing_set_id, o.concept_set_id,"
             " o.concept_set, o.recording_id, o.n_clips, o.top_k, o.methods,"
             " ARRAY(SELECT l.name FROM dissected_layers x JOIN layers l ON l.id = x.layer_id"
-            "       WHERE x.dissection_id = d.id ORDER BY l.position) AS layers"
+            "       WHERE x.dissection_id = d.id ORDER BY l.position) AS layers,"
+            " (SELECT md5(string_agg(w.what, E'\\n' ORDER BY w.what COLLATE \"C\")) FROM ("
+            "   SELECT f.stage || ' ' || f.unit FROM failures f WHERE f.resolved_at IS NULL AND f.scope IN"
+            "     (SELECT 'recipe:' || k.recipe_id FROM dissection_recipes k WHERE k.dissection_id = d.id)"
+            "   UNION ALL"
+            "   SELECT l.name || ' ' || (SELECT count(*) FROM finished_layers z JOIN dissection_recipes k"
+            "     ON k.recipe_id = z.recipe_id AND k.dissection_id = d.id WHERE z.layer_id = l.id)"
+            "   FROM dissected_layers x JOIN layers l ON l.id = x.layer_id"
+            "   WHERE x.dissection_id = d.id AND x.completed_at IS NULL) AS w (what)) AS waiting"
             " FROM dissection_overview o JOIN dissections d ON d.id = o.dissection_id WHERE d.id = :id"
         ),
         {"id": chosen},
@@ -84,19 +98,26 @@ def plan(about: Subject, kind: str, *, revision: str = "1", **params: Any) -> Re
     `revision` counts up when the way of computing changes.
     """
     return RecipePlan(
-        "experiment", kind, revision, {"dissection": about.sha256, "layers": list(about.layers), **params}
-    )
+        "experiment", kind, revision,
+        {"dissection": about.sha256, "layers": list(about.layers), **about.state(), **params},
+    )  # fmt: skip
 
 
 def begin(session: Session, about: Subject, recipe: RecipePlan) -> Experiment:
-    """The row of an experiment: the one that is there, else a new one. Look at `status` before computing anything."""
+    """The row of an experiment: the one that is there, else a new one. Look at `status` before computing anything.
+
+    One that is complete and asked for again is the latest from now on: what is shown by default goes with what was asked for.
+    """
     recipe_id = provenance.recipe_id(session, recipe)
     session.execute(
         insert(Experiment)
         .values(kind=recipe.backend, dissection_id=about.dissection_id, recipe_id=recipe_id)
         .on_conflict_do_nothing(index_elements=["recipe_id"])
     )
-    return session.scalars(sa.select(Experiment).where(Experiment.recipe_id == recipe_id)).one()
+    found = session.scalars(sa.select(Experiment).where(Experiment.recipe_id == recipe_id)).one()
+    if found.status == "complete" and latest(session, about, recipe.backend) != found:
+        session.execute(sa.update(Experiment).where(Experiment.id == found.id).values(completed_at=sa.func.now()))
+    return found
 
 
 def complete(session: Session, experiment_id: int, figures: Mapping[str, Any] | None = None) -> None:

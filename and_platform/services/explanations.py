@@ -23,7 +23,7 @@ from and_platform.core.names import normalise
 from and_platform.errors import IncompleteError, InputError
 from and_platform.queries import evaluation as queries
 from and_platform.schema import Dissection, Experiment, Layer, Scoring
-from and_platform.services import activations, class_mapping, embed, experiments, match
+from and_platform.services import activations, class_mapping, embed, experiments, match, provenance
 from and_platform.services.dissect import Options, Tools
 from and_platform.services.exemplar_captions import read_exemplars
 from and_platform.services.experiments import Subject
@@ -88,6 +88,8 @@ class _Labels:
     """[labelled clips, labels]"""
     concepts: dict[int, NDArray[np.int64]]
     """Concept id -> positives among the labelled clips."""
+    sha256: str
+    """Hash of the labels of all clips and of the concept of each: both may change under the same clips."""
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,13 @@ def score(
     with db.transaction(engine) as session:
         about = experiments.subject(session, network, dissection)
         chosen = _choose(about, layers)
-        plan = _plan(about, permutations)
-        experiment = experiments.begin(session, about, plan)
+        labels = _labels(session, about)
+        experiment = experiments.begin(session, about, _plan(about, permutations, labels))
         experiment_id, done = experiment.id, set(_scored(experiment))
         config = session.get_one(Dissection, about.dissection_id).config
         rows = {
             layer.name: layer for layer in session.scalars(sa.select(Layer).where(Layer.network_id == about.network_id))
         }
-        labels = _labels(session, about)
         missing = [name for identity, name in _concepts(session, about).items() if identity not in labels.concepts]
     todo = [rows[name] for name in chosen if name not in done]
     if todo:
@@ -163,10 +164,10 @@ def score(
     )  # fmt: skip
 
 
-def _plan(about: Subject, permutations: int) -> RecipePlan:
+def _plan(about: Subject, permutations: int, labels: _Labels) -> RecipePlan:
     return experiments.plan(
         about, KIND, permutations=permutations, positive_share=POSITIVE_SHARE, at_least=about.top_k, seed=SEED,
-        null="best of all", summaries_on="clips they were not made of",
+        labels=labels.sha256, null="best of all", summaries_on="clips they were not made of",
     )  # fmt: skip
 
 
@@ -204,10 +205,15 @@ def _labels(session: Session, about: Subject) -> _Labels:
     for row, place in enumerate(positions):
         carried[row, [places[name] for name in of_clips[place]]] = True
     named: dict[int, list[int]] = {}
-    for label, concept in class_mapping.label_concepts(session, about.network_id, about.concept_set_id, names).items():
+    meant = class_mapping.label_concepts(session, about.network_id, about.concept_set_id, names)
+    for label, concept in meant.items():
         named.setdefault(concept, []).append(places[label])
     concepts = {concept: np.flatnonzero(carried[:, of].any(axis=1)) for concept, of in named.items()}
-    return _Labels(positions, names, carried, concepts)
+    written = _concepts(session, about)
+    sha256 = provenance.sha256_of(
+        [[sorted(labels) for labels in of_clips], {label: written[concept] for label, concept in meant.items()}]
+    )
+    return _Labels(positions, names, carried, concepts, sha256)
 
 
 # ---------------------------------------------------------------------- one layer

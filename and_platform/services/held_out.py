@@ -14,6 +14,7 @@ from and_platform.backends.base import Clip
 from and_platform.core.names import normalise
 from and_platform.errors import InputError
 from and_platform.schema import Network
+from and_platform.services import provenance
 from and_platform.services.experiments import Subject
 
 
@@ -40,6 +41,11 @@ class HeldOut:
     """Label -> clips that were left out, since the network has no such class."""
     caution: str | None = None
     """What a reader must know, e.g. that the network may have been trained on these clips."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of which clips they are and of their classes: folds and labels may change when files are ingested again."""
+        return provenance.sha256_of([[clip.position, clip.unit] for clip in self.clips])
 
     @property
     def n_clips(self) -> list[int]:
@@ -71,7 +77,7 @@ def held_out(session: Session, about: Subject, *, fold: int | None = None) -> He
     if not network.classes:
         raise InputError(
             f"'{network.name}' has no class names, so logits, accuracy and unlearning cannot be computed; "
-            "add it again with id2label in its configuration"
+            "add it with them under a new name: id2label in its configuration, or the option 'classes'"
         )
     same = network.trained_on == about.dataset
     caution = None
@@ -84,6 +90,8 @@ def held_out(session: Session, about: Subject, *, fold: int | None = None) -> He
             )
     if network.trained_on is None:
         caution = f"it is not known what '{network.name}' was trained on: it may have seen these clips"
+    elif same and network.held_out_fold is None:
+        caution = f"it is not recorded which fold '{network.name}' was not trained on: it may have seen these clips"
     elif same and fold != network.held_out_fold:
         caution = f"'{network.name}' was trained on fold {fold}"
     units = {normalise(name): unit for unit, name in enumerate(network.classes)}

@@ -134,7 +134,7 @@ def evaluate(
     tools = Tools(Options.from_mapping(config))
     asked = _llm(about, config, tools, llm) if ask else None
     with db.transaction(engine) as session:
-        experiment = experiments.begin(session, about, _plan(about, mapped, asked))
+        experiment = experiments.begin(session, about, _plan(session, about, mapped, asked))
         done, experiment_id = experiment.status == "complete", experiment.id
     if not done:
         five = _ask_five(engine, about, asked, tools.sentence_encoder, progress) if asked else {}
@@ -160,11 +160,15 @@ def _llm(about: Subject, config: Mapping[str, Any], tools: Tools, given: LLM | s
     return given
 
 
-def _plan(about: Subject, mapped: Sequence[MappedClass], llm: LLM | None) -> RecipePlan:
-    # The encoders are those of the dissection, whose hash holds theirs.
+def _plan(session: Session, about: Subject, mapped: Sequence[MappedClass], llm: LLM | None) -> RecipePlan:
+    # The encoders are those of the dissection, whose hash holds theirs. The clips decide which classes count as right.
+    try:
+        clips = held_out.held_out(session, about).sha256
+    except InputError:
+        clips = None
     return experiments.plan(
         about, KIND, top=TOP, resamples=RESAMPLES, seed=SEED,
-        concepts=[one.concept for one in mapped], llm=generate.plan(llm).sha256 if llm else None,
+        clips=clips, concepts=[one.concept for one in mapped], llm=generate.plan(llm).sha256 if llm else None,
     )  # fmt: skip
 
 

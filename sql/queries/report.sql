@@ -2,7 +2,7 @@
 SELECT q.neuron
 FROM (
     SELECT l.name || '#' || n.unit AS neuron, l.position, n.unit,
-           row_number() OVER (PARTITION BY l.id ORDER BY md5(%(seed)s || ':' || l.name || '#' || n.unit)) AS place
+           row_number() OVER (PARTITION BY l.id ORDER BY md5(%(seed)s || ':' || l.name || '#' || n.unit) COLLATE "C") AS place
     FROM dissected_layers d
     JOIN layers l ON l.id = d.layer_id
     JOIN neurons n ON n.layer_id = l.id
@@ -15,7 +15,7 @@ ORDER BY q.position, q.unit;
 SELECT q.neuron
 FROM (
     SELECT DISTINCT ON (l.id) l.name || '#' || n.unit AS neuron, l.position,
-           md5(%(seed)s || ':' || l.name || '#' || n.unit) AS draw
+           md5(%(seed)s || ':' || l.name || '#' || n.unit) COLLATE "C" AS draw
     FROM dissected_layers d
     JOIN layers l ON l.id = d.layer_id AND l.kind <> 'head'
     JOIN neurons n ON n.layer_id = l.id

@@ -1,9 +1,9 @@
 -- insert_study_items: draw neurons for a study: some per layer, of those that every method describes; in random order.
 INSERT INTO study_items (study_id, item, neuron_id)
-SELECT %(study)s, row_number() OVER (ORDER BY md5('place ' || %(seed)s::bigint || drawn.neuron), drawn.neuron), drawn.neuron_id
+SELECT %(study)s, row_number() OVER (ORDER BY md5('place ' || %(seed)s::bigint || drawn.neuron) COLLATE "C", drawn.neuron), drawn.neuron_id
 FROM (
     SELECT d.neuron_id, d.neuron,
-           row_number() OVER (PARTITION BY d.layer_id ORDER BY md5(%(seed)s::bigint || d.layer || '#' || d.unit), d.unit) AS place
+           row_number() OVER (PARTITION BY d.layer_id ORDER BY md5(%(seed)s::bigint || d.layer || '#' || d.unit) COLLATE "C", d.unit) AS place
     FROM neuron_descriptions d
     WHERE d.dissection_id = %(dissection)s
       AND d.layer = ANY (%(layers)s::text[])
@@ -22,7 +22,7 @@ WHERE drawn.place <= %(per_layer)s;
 INSERT INTO study_descriptions (study_id, item, slot, method, text)
 SELECT i.study_id, i.item,
        chr(64 + row_number() OVER (
-           PARTITION BY i.item ORDER BY md5('slot ' || %(seed)s::bigint || d.neuron || said.method), said.method)::int),
+           PARTITION BY i.item ORDER BY md5('slot ' || %(seed)s::bigint || d.neuron || said.method) COLLATE "C", said.method)::int),
        said.method, said.text
 FROM study_items i
 -- One look-up a neuron: nothing is known yet of how many items there are, and a join would describe the whole network.

@@ -184,8 +184,8 @@ JOIN LATERAL (
     JOIN experiments x ON x.id = a.experiment_id AND x.kind = 'unlearning'
     JOIN recipes r ON r.id = x.recipe_id
     WHERE a.plan_id = u.plan_id
-      AND r.params -> 'fold' = (
-          SELECT s.params -> 'fold' FROM experiments o JOIN recipes s ON s.id = o.recipe_id WHERE o.id = %(experiment)s
+      AND r.params -> 'clips' = (
+          SELECT s.params -> 'clips' FROM experiments o JOIN recipes s ON s.id = o.recipe_id WHERE o.id = %(experiment)s
       )
     ORDER BY a.id
     LIMIT 1
@@ -205,7 +205,7 @@ JOIN recipes r ON r.id = x.recipe_id
 JOIN ablations a ON a.experiment_id = x.id
 WHERE x.dissection_id = %(dissection)s AND x.kind = %(kind)s
 GROUP BY x.id, r.id
-ORDER BY count(DISTINCT a.target_unit) DESC, max(a.id) DESC;
+ORDER BY count(DISTINCT a.target_unit) DESC, greatest(x.completed_at, max(a.created_at)) DESC, x.id DESC;
 
 -- target_changes: dA, dR and gap of each target class, by strategy and seed.
 SELECT strategy, target, seed, n_neurons, d_a, d_r, gap
@@ -240,7 +240,8 @@ WHERE CASE
           WHEN %(ids)s::bigint[] IS NOT NULL THEN ablation_id = ANY (%(ids)s)
           ELSE dissection_id = %(dissection)s AND kind = ANY (%(kinds)s) AND plan_id IS NOT NULL
       END
-  AND (%(concept)s::text IS NULL OR lower(concept) = lower(%(concept)s))
+  AND (%(concept)s::text IS NULL
+       OR lower(regexp_replace(concept, '[\s_/-]+', ' ', 'g')) = lower(regexp_replace(%(concept)s, '[\s_/-]+', ' ', 'g')))
   AND (%(strategy)s::text IS NULL OR strategy = %(strategy)s)
 ORDER BY coalesce(array_position(%(ids)s::bigint[], ablation_id), 0), strategy, target_unit, concept, size, seed, ablation_id;
 
@@ -257,6 +258,10 @@ FROM ablation_overview
 WHERE ablation_id = %(ablation)s;
 
 -- sweep_points: for each target and size: the plan's first neurons beside the random draws that have as many in each layer.
+WITH measured AS MATERIALIZED (
+    -- Unnested once for each ablation, whatever the planner knows of how many there are.
+    SELECT * FROM ablation_overview WHERE experiment_id = %(experiment)s
+)
 SELECT c.concept, c.target, c.target_unit, c.size, c.size = p.n_neurons AS whole_plan, c.ablation_id, c.n_neurons, c.n_parameters,
        c.d_a, c.d_r, c.gap, count(r.ablation_id) AS draws,
        avg(r.d_a) AS draws_d_a,
@@ -269,12 +274,12 @@ SELECT c.concept, c.target, c.target_unit, c.size, c.size = p.n_neurons AS whole
        percentile_cont(0.025) WITHIN GROUP (ORDER BY r.gap) AS draws_gap_low,
        percentile_cont(0.975) WITHIN GROUP (ORDER BY r.gap) AS draws_gap_high,
        c.gap - avg(r.gap) AS margin,
-       (1 + count(*) FILTER (WHERE r.gap >= c.gap))::float8 / (1 + count(r.gap)) AS p
-FROM ablation_overview c
+       CASE WHEN count(r.gap) > 0 AND c.gap IS NOT NULL
+            THEN (1 + count(*) FILTER (WHERE r.gap >= c.gap))::float8 / (1 + count(r.gap)) END AS p
+FROM measured c
 JOIN ablation_plans p ON p.id = c.plan_id
-LEFT JOIN ablation_overview r
-  ON r.experiment_id = c.experiment_id AND r.target_unit IS NOT DISTINCT FROM c.target_unit AND r.size = c.size
- AND r.strategy = 'random_matched'
-WHERE c.experiment_id = %(experiment)s AND c.strategy = %(strategy)s
+LEFT JOIN measured r
+  ON r.target_unit IS NOT DISTINCT FROM c.target_unit AND r.size = c.size AND r.strategy = 'random_matched'
+WHERE c.strategy = %(strategy)s
 GROUP BY c.concept, c.target, c.target_unit, c.size, p.n_neurons, c.ablation_id, c.n_neurons, c.n_parameters, c.d_a, c.d_r, c.gap
 ORDER BY c.target_unit, c.size;

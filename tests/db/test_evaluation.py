@@ -379,6 +379,24 @@ def test_the_same_scores_are_not_computed_twice(
     assert ask(engine, "SELECT * FROM explanation_scores ORDER BY 1, 2, 3, 4") == before
 
 
+def test_other_labels_or_another_mapping_are_scored_anew(engine: sa.Engine, world: World) -> None:
+    first = explanations.score(engine, "net", permutations=50).experiment_id
+    shown = "SELECT closed_db_auprc AS shown FROM neuron_descriptions WHERE neuron = 'head#0'"
+    before = ask(engine, shown)
+    class_mapping.classes(engine, "net", given={"rain": "dog"})
+    second = explanations.score(engine, "net", permutations=50)
+    assert (second.experiment_id != first, second.computed) == (True, ["b00.ff_in", "head"])
+    assert ask(engine, shown) != before
+    class_mapping.classes(engine, "net", given={"rain": ""})
+    assert explanations.score(engine, "net", permutations=50).experiment_id == first
+    assert ask(engine, shown) == before  # asked for again, it is the latest
+    evaluated = last_layer.evaluate(engine, "net").experiment_id
+    with db.transaction(engine) as session:
+        session.execute(sa.text("UPDATE clips SET labels = '{rain}' WHERE labels[1] = 'siren'"))
+    assert explanations.score(engine, "net", permutations=50).experiment_id not in (first, second.experiment_id)
+    assert last_layer.evaluate(engine, "net").experiment_id != evaluated
+
+
 def test_a_scoring_that_was_killed_goes_on_where_it_was(
     engine: sa.Engine, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

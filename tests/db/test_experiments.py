@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from and_platform import db
-from and_platform.errors import AudioError, ConflictError, IncompleteError, InputError, NotFoundError
+from and_platform.errors import AudioError, ConflictError, DatabaseError, IncompleteError, InputError, NotFoundError
 from and_platform.schema import Clip, Clustering, Dissection, Experiment, Network, ProbingSetClip, Study
-from and_platform.services import datasets, dissections, experiments, published, record
+from and_platform.services import datasets, dissections, experiments, provenance, published, record
 from and_platform.services.held_out import decoded, held_out
 from tests import factories
 from tests.factories import World
@@ -67,6 +67,28 @@ def test_more_layers_are_another_experiment(engine: sa.Engine, world: World) -> 
         about = experiments.subject(session, "net")
     more = about._replace(layers=[*about.layers, "b01.ff_in"])
     assert experiments.plan(about, "sweep").sha256 != experiments.plan(more, "sweep").sha256
+
+
+def test_what_failed_and_came_later_is_another_experiment(engine: sa.Engine, world: World) -> None:
+    with db.transaction(engine) as session:
+        session.execute(sa.text("UPDATE dissected_layers SET completed_at = now()"))
+        whole = experiments.subject(session, "net")
+        assert whole.waiting is None
+        scope = f"recipe:{factories.stage_recipes(session, world.dissection)['summarise']}"
+        provenance.record_failure(session, stage="summarise", scope="recipe:0", unit="head#0 high", reason="no answer")
+        assert experiments.subject(session, "net") == whole  # somebody else's
+        provenance.record_failure(session, stage="summarise", scope=scope, unit="head#0 high", reason="no answer")
+        partial = experiments.subject(session, "net")
+        assert experiments.plan(partial, "sweep").sha256 != experiments.plan(whole, "sweep").sha256
+        provenance.resolve_failures(session, stage="summarise", scope=scope, units=["head#0 high"])
+        assert experiments.subject(session, "net") == whole
+        session.execute(sa.text("UPDATE dissected_layers SET completed_at = NULL"))
+        begun = experiments.subject(session, "net").waiting
+        provenance.finish_layer(
+            session, factories.stage_recipes(session, world.dissection)["summarise"],
+            session.scalars(sa.text("SELECT layer_id FROM dissected_layers LIMIT 1")).one(),
+        )  # fmt: skip
+        assert None is not begun != experiments.subject(session, "net").waiting
 
 
 def test_experiments_go_with_their_dissection(engine: sa.Engine, world: World) -> None:
@@ -168,6 +190,7 @@ def test_where_training_is_unknown_or_was_on_these_clips_it_is_said(engine: sa.E
         trained(session, "sounds of net", None)
         with pytest.raises(InputError, match="--fold"):
             held_out(session, about)
+        assert "not recorded which fold" in str(held_out(session, about, fold=3).caution)
 
 
 def test_labels_that_are_no_class_are_counted(engine: sa.Engine, world: World) -> None:
@@ -220,3 +243,14 @@ def test_published_figures_are_there() -> None:
         for strategy in ("random", "closed_tab", "closed_db", "open"):
             _, target, rest, gap = row[strategy]
             assert gap == pytest.approx(rest - target, abs=0.011), (row["network"], strategy)
+
+
+def test_a_dissection_dropped_under_an_experiment_is_one_line(engine: sa.Engine, world: World) -> None:
+    with db.transaction(engine) as session:
+        about = experiments.subject(session, "net")
+    dissections.drop(engine, world.dissection.id)
+    with (
+        pytest.raises(DatabaseError, match="dropped meanwhile by another command"),
+        db.transaction(engine) as session,
+    ):
+        experiments.begin(session, about, experiments.plan(about, "sweep"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,6 +127,16 @@ def arguments(session: Session, world: World) -> dict[str, dict[str, Any]]:
         "layer_table": {"dissection": dissection},
         "probing_clips": {"probing_set": world.probing.id},
     }  # fmt: skip
+
+
+def test_draws_are_in_order_of_bytes_whatever_the_database_sorts_by() -> None:
+    drawn = set()
+    for name, text in queries.all_queries().items():
+        for line in text.splitlines():
+            if re.search(r"md5\(.*seed", line):
+                drawn.add(name)
+                assert 'COLLATE "C"' in line.partition("md5(")[2], line
+    assert drawn >= {"insert_study_items", "drawn_neurons", "insert_plan_at_random", "neurons_by_criterion"}
 
 
 @pytest.mark.parametrize("name", sorted(set(queries.__all__) - {"all_queries"}))

@@ -17,8 +17,9 @@ from and_platform import db
 from and_platform.backends.networks import shared_passes
 from and_platform.errors import ConfigError, IncompleteError, InputError, NotFoundError
 from and_platform.queries import unlearning as queries
-from and_platform.schema import Ablation, AblationPlan, Dissection, Experiment, TextEmbedding
+from and_platform.schema import Ablation, AblationPlan, Clip, Dissection, Experiment, TextEmbedding
 from and_platform.services import class_mapping, experiments
+from and_platform.services.held_out import held_out
 from and_platform.services.progress import Silent
 from and_platform.services.unlearning import export, outcomes, plans, runs, sweep, tables
 from and_platform.services.unlearning.plans import Options
@@ -657,8 +658,45 @@ def test_every_query_of_unlearning_finds_something(hand: sa.Engine) -> None:
         other = experiments.begin(
             session,
             experiments.subject(session, "hand"),
-            experiments.plan(experiments.subject(session, "hand"), "unlearning", fold=1),
+            experiments.plan(
+                experiments.subject(session, "hand"),
+                "unlearning",
+                clips=held_out(session, experiments.subject(session, "hand")).sha256,
+            ),
         )
         assert queries.copy_known_ablations(
             session, experiment=other.id, plans=[plan.id], strategies=["open"], targets=[DOG], seeds=[None]
         ) == 1  # fmt: skip
+
+
+def test_other_labels_of_the_same_clips_are_measured_anew(hand: sa.Engine) -> None:
+    first = runs.run(hand, "hand", concept="dog")
+    swept = sweep.run(hand, "hand", concept="dog", points=(), draws=1)
+    with db.transaction(hand) as session:
+        about = experiments.subject(session, "hand")
+        held = [clip for clip in held_out(session, about).clips if clip.unit == RAIN]
+        session.execute(sa.update(Clip).where(Clip.id == held[0].clip_id).values(labels=["dog"]))
+    again = runs.run(hand, "hand", concept="dog")
+    assert (again.experiment_id != first.experiment_id, again.measured) == (True, 1)
+    assert sweep.run(hand, "hand", concept="dog", points=(), draws=1).experiment_id != swept.experiment_id
+    with db.reading(hand) as session:
+        clips = [session.get_one(Ablation, run.ablations[0]).n_clips for run in (first, again)]
+    assert clips[1][DOG] == clips[0][DOG] + 1
+
+
+def test_a_plan_for_another_concept_does_not_stand_for_the_class(hand: sa.Engine) -> None:
+    old = plans.make(hand, "hand", "rain", "closed_db")
+    class_mapping.classes(hand, "hand", given={"rain": "dog"})
+    by_number = runs.run(hand, "hand", plan=old.id)
+    run = runs.run(hand, "hand", concept="rain", strategies=["closed_db"])
+    (row,) = tables.overview(hand, run.ablations)
+    assert row["plan_id"] == plans.make(hand, "hand", "rain", "closed_db").id != old.id
+    assert by_number.experiment_id != run.experiment_id
+
+
+def test_names_are_found_however_they_are_written(hand: sa.Engine) -> None:
+    with db.transaction(hand) as session:
+        session.execute(sa.text("UPDATE networks SET classes = '{Dog_bark,rain,siren}'"))
+        session.execute(sa.text("UPDATE clips SET labels = '{dog-bark}' WHERE labels[1] = 'dog'"))
+    report = runs.run(hand, "hand", concept="dog bark")
+    assert tables.find(hand, "hand", "dog bark", "open") == report.ablations[0]

@@ -101,7 +101,7 @@ def ablate(
         having = queries.neurons_with_features(session, dissection=about.dissection_id, basic=basic, words=words)
         wanted = {*words, *(basic if set(criteria) & set(names.GROUPS) else ())}
         _caution(session, about, wanted, having, progress)
-        recipe = experiments.plan(about, "feature_ablation", basic=sorted(basic), fold=chosen.fold)
+        recipe = experiments.plan(about, "feature_ablation", basic=sorted(basic), fold=chosen.fold, clips=chosen.sha256)
         experiment = experiments.begin(session, about, recipe)
         experiment_id = experiment.id
         missing = _missing(session, experiment_id, [_Unit(c, s, i) for c in criteria for s in shares for i in seeds])
@@ -174,7 +174,7 @@ def _evaluate(
     with progress.stage("ablate", len(missing) * len(chosen.clips), "evaluations") as advance:
         for units in _groups(missing):
             with db.reading(engine) as session:
-                selections = [_selection(session, about, unit, hidden, basic) for unit in units]
+                selections = _selections(session, about, units, hidden, basic)
             logits = np.concatenate(
                 list(
                     ablated_logits(
@@ -196,19 +196,26 @@ def _groups(units: Sequence[_Unit]) -> Iterator[list[_Unit]]:
             yield same[start : start + _TOGETHER]
 
 
-def _selection(
-    session: Session, about: Subject, unit: _Unit, hidden: int, basic: Sequence[str]
-) -> dict[str, list[int]]:
-    """Layer -> units to ablate."""
-    word = names.adjective(unit.criterion)
-    ordered = queries.neurons_by_criterion(
-        session, dissection=about.dissection_id, criterion="adjective" if word else unit.criterion,
-        words=[word] if word else basic, seed=unit.seed, n=round(hidden * unit.share / 100),
-    )  # fmt: skip
-    found: dict[str, list[int]] = {}
-    for layer, index, _ in ordered:
-        found.setdefault(layer, []).append(index)
-    return found
+def _selections(
+    session: Session, about: Subject, units: Sequence[_Unit], hidden: int, basic: Sequence[str]
+) -> list[dict[str, list[int]]]:
+    """Layer -> units to ablate, for each; one query for all shares of a criterion and seed, which are nested."""
+    sizes = [round(hidden * unit.share / 100) for unit in units]
+    ordered: dict[tuple[str, int], list[tuple[str, int, int]]] = {}
+    for criterion, seed in dict.fromkeys((unit.criterion, unit.seed) for unit in units):
+        word = names.adjective(criterion)
+        ordered[criterion, seed] = queries.neurons_by_criterion(
+            session, dissection=about.dissection_id, criterion="adjective" if word else criterion,
+            words=[word] if word else basic, seed=seed,
+            n=max(n for n, unit in zip(sizes, units, strict=True) if (unit.criterion, unit.seed) == (criterion, seed)),
+        )  # fmt: skip
+    selections = []
+    for unit, n in zip(units, sizes, strict=True):
+        found: dict[str, list[int]] = {}
+        for layer, index, _ in ordered[unit.criterion, unit.seed][:n]:
+            found.setdefault(layer, []).append(index)
+        selections.append(found)
+    return selections
 
 
 def _store(

@@ -262,7 +262,7 @@ def make(
     if strategy == "random":
         return drawn(engine, network, options, seed or 0, dissection=dissection)
     if concept is None:
-        raise InputError(f"'{strategy}' needs a concept")
+        raise InputError(f"'{strategy}' needs a concept; name it with --concept TEXT")
     return by_concept(engine, network, concept, strategy, options, dissection=dissection)
 
 
@@ -407,7 +407,7 @@ def _keep(
     """The plan of a recipe: the one that is there, else `row` with the neurons that `choose` writes, in one transaction."""
     recipe = RecipePlan(
         "ablation_plan", row.strategy, _REVISION,
-        {"dissection": about.sha256, "covered": list(about.layers), **params},
+        {"dissection": about.sha256, "covered": list(about.layers), **about.state(), **params},
     )  # fmt: skip
     with db.transaction(engine) as session:
         there = sa.select(AblationPlan.id).where(AblationPlan.recipe_id == provenance.recipe_id(session, recipe))

@@ -98,7 +98,7 @@ def run(
         A strategy lacks its data.
     """
     if (concept is not None) + each_class + (plan is not None) != 1:
-        raise InputError("say what to unlearn: a concept, each class, or a plan; one of them")
+        raise InputError("say what to unlearn, one of them: --concept TEXT, --each-class, --plan PLAN")
     where = devices.device(device)
     with db.reading(engine) as session:
         about = experiments.subject(session, network, dissection)
@@ -115,8 +115,9 @@ def run(
             engine, about, chosen, concept, strategies, seeds, options or Options(), matched_to, progress
         )
     with db.transaction(engine) as session:
-        given = given_concepts(plans.targets(session, about))
-        recipe = experiments.plan(about, KIND, fold=chosen.fold, **asked.params, **given)
+        classes = plans.targets(session, about)
+        asked_for = asked.params | given_concepts(classes) | (_outdated(engine, about, classes, made) if plan else {})
+        recipe = experiments.plan(about, KIND, fold=chosen.fold, clips=chosen.sha256, **asked_for)
         experiment = experiments.begin(session, about, recipe).id
     with outcomes.in_turn(engine, experiment, progress):
         measured = _measure(engine, about, experiment, chosen, asked, where, progress)
@@ -155,6 +156,17 @@ def _of_plan(engine: sa.Engine, made: Plan) -> _Asked:
     options = plans.options_of(compared or made)
     params = _params(options, compared.strategy if compared else "open", made.concept if made.target is None else None)
     return _Asked([unit], {made.id: made}, params, {})
+
+
+def _outdated(engine: sa.Engine, about: Subject, classes: Sequence[Target], made: Plan) -> dict[str, Any]:
+    """What sets the run of a plan apart that the same words would not give today: other layers, another concept."""
+    basis = made if made.compared_with_id is None else plans.find(engine, made.compared_with_id)
+    target = next((one for one in classes if one.unit == basis.target_unit), None)
+    same_concept = (
+        not basis.strategy.startswith("closed_") or target is None or target.concept == basis.params["concept"]
+    )
+    same_layers = basis.params["covered"] == list(about.layers) and basis.params.get("waiting") == about.waiting
+    return {} if same_concept and same_layers else {"plan": made.sha256}
 
 
 def _by_strategy(

@@ -16,7 +16,7 @@ from and_platform.queries import unlearning as queries
 from and_platform.schema import Experiment, Recipe
 from and_platform.services import devices, experiments
 from and_platform.services.experiments import Subject
-from and_platform.services.held_out import held_out
+from and_platform.services.held_out import HeldOut, held_out
 from and_platform.services.progress import SILENT, Progress
 from and_platform.services.unlearning import outcomes, plans
 from and_platform.services.unlearning.outcomes import Task, Unit
@@ -96,7 +96,7 @@ def run(
         An argument is wrong, or no neuron can be chosen.
     """
     if (concept is not None) == each_class:
-        raise InputError("say what to unlearn: a concept, or each class; one of them")
+        raise InputError("say what to unlearn, one of them: --concept TEXT, --each-class")
     if strategy not in plans.CHOSEN:
         raise InputError(f"a sweep goes along a plan chosen by concept, not '{strategy}': {', '.join(plans.CHOSEN)}")
     if draws < 1 or any(point < 1 for point in points or ()):
@@ -135,9 +135,7 @@ def run(
     if not made:
         raise InputError(f"there is nothing to sweep: {'; '.join(left_out)}; try another concept or strategy")
     with db.transaction(engine) as session:
-        recipe = _recipe(
-            about, chosen.fold, strategy, options, concept if target is None else None, given_concepts(classes)
-        )
+        recipe = _recipe(about, chosen, strategy, options, concept if target is None else None, given_concepts(classes))
         experiment = experiments.begin(session, about, recipe).id
     wanted = [(plan, _sizes(plan, points)) for plan in made]
     total = sum(len(sizes) for _, sizes in wanted) * (1 + draws)
@@ -157,13 +155,13 @@ def run(
 
 
 def _recipe(
-    about: Subject, fold: int | None, strategy: str, options: Options, concept: str | None, given: Mapping[str, Any]
+    about: Subject, chosen: HeldOut, strategy: str, options: Options, concept: str | None, given: Mapping[str, Any]
 ) -> Any:
     params = asdict(options)
     del params["random_neurons"]
     if concept is not None:
         params["concept"] = normalise(concept)
-    return experiments.plan(about, KIND, fold=fold, strategy=strategy, **params, **given)
+    return experiments.plan(about, KIND, fold=chosen.fold, clips=chosen.sha256, strategy=strategy, **params, **given)
 
 
 def _sizes(plan: Plan, points: Sequence[int] | None) -> list[int]:
