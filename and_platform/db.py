@@ -113,7 +113,9 @@ def translated() -> Iterator[None]:
     except sa.exc.IntegrityError as exc:
         if not isinstance(exc.orig, psycopg.errors.ForeignKeyViolation):
             raise
-        raise DatabaseError("what this belongs to was dropped meanwhile by another command; run this one again") from exc
+        raise DatabaseError(
+            "what this belongs to was dropped meanwhile by another command; run this one again"
+        ) from exc
     except (sa.exc.ProgrammingError, psycopg.errors.InsufficientPrivilege) as exc:
         denied = exc.orig if isinstance(exc, sa.exc.ProgrammingError) else exc
         if not isinstance(denied, psycopg.errors.InsufficientPrivilege):

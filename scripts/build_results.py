@@ -40,7 +40,8 @@ STEPS: tuple[tuple[str, str], ...] = (
         )
         for name in NETWORKS
     ),
-    ("unlearning", f"unlearn table {ALL} --plot FIGURE"),
+    ("unlearning", f"unlearn table {ALL}"),
+    ("unlearning-sample-ast", "unlearn table sample-ast --plot FIGURE"),
     ("unlearning-speech", "unlearn run sample-ast --concept speech --strategy closed_db --plot FIGURE"),
     ("sweep-tabla", "unlearn sweep sample-ast --concept tabla --plot FIGURE"),
     ("sweep-speech-closed-db", "unlearn sweep sample-ast --concept speech --strategy closed_db --plot FIGURE"),
@@ -55,6 +56,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("", "interpretability cluster sample-ast"),
     ("elbow", "interpretability cluster sample-ast --plot FIGURE"),
     ("uninterpretable", f"interpretability blocks {ALL} --plot FIGURE"),
+    ("uninterpretable-tau5", f"interpretability blocks {ALL} --tau 5 --plot FIGURE"),
     ("uninterpretable-all", f"interpretability blocks {ALL} --all --plot FIGURE"),
     ("clusters", "interpretability words sample-ast --plot FIGURE"),
     # Table 6

@@ -13,6 +13,9 @@ from and_platform.cli.output import console, format_options, messages, plot_opti
 from and_platform.errors import InputError
 from and_platform.services import class_mapping, explanations, last_layer, provenance
 
+_FEW_PERMUTATIONS = 199
+"""Fewer leave the smallest p above 0.005, and the correction over a layer's neurons little to find."""
+
 _dissection = click.option("--dissection", type=int, help="A dissection; default: the network's current one.")
 
 
@@ -171,7 +174,9 @@ def _print_last_layer(report: last_layer.LastLayerReport, paper: bool, names: bo
 @command.command("explanations")
 @click.argument("network")
 @_dissection
-@click.option("--layer", "layers", multiple=True, metavar="GLOB", help="Only layers of this pattern, e.g. 'b03.*'.")
+@click.option(
+    "--layers", "--layer", "layers", multiple=True, metavar="GLOB", help="Only layers of this pattern, e.g. 'b03.*'."
+)
 @click.option(
     "--permutations", type=click.IntRange(1), default=explanations.PERMUTATIONS, show_default=True,
     help="Random orders of the activations that figures are compared with.",
@@ -208,7 +213,7 @@ def explanations_(
     Examples:
       andp eval explanations sample-ast
       andp eval explanations sample-ast --plot auprc.svg
-      andp eval explanations sample-ast --layer "b03.*" --by neuron --limit 10
+      andp eval explanations sample-ast --layers "b03.*" --by neuron --limit 10
     """
     listener = bars(ctx)
     engine = db.connect(tell=listener.note)
@@ -243,6 +248,12 @@ def explanations_(
         )
     if output_format == "table":
         _tell(network, report)
+        if permutations < _FEW_PERMUTATIONS:
+            messages().print(
+                f"with {permutations} permutations no p is below {1 / (1 + permutations):.2g}: too few for the share with "
+                "p < 0.05; leave --permutations out",
+                markup=False,
+            )  # fmt: skip
 
 
 def _narrow(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

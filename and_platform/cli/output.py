@@ -122,6 +122,7 @@ def cell(value: Any) -> str:
         case Decimal():
             return cell(float(value))
         case float():
+            value += 0.0  # no minus before nothing
             return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
         case list() | tuple():
             return ", ".join(cell(item) for item in value)

@@ -30,7 +30,10 @@ def command() -> None:
 @click.option("--dissection", type=int, help="A dissection; default: the network's current one.")
 @click.option("--per-layer", type=click.IntRange(1), default=10, show_default=True, help="Neurons drawn of each layer.")
 @click.option(
-    "--layers", metavar="GLOB,…", callback=_split, help="Layers, e.g. '*.ff_out'.  [default: all but the head]"
+    "--layers",
+    metavar="GLOB,…",
+    callback=_split,
+    help="Only these layers, e.g. '*.ff_out'.  [default: all but the head]",
 )
 @click.option(
     "--methods", metavar="METHOD,…", callback=_split,
@@ -48,7 +51,7 @@ def export_(ctx: click.Context, /, output_format: str, **options: Any) -> None:
     """Draw neurons of NETWORK, and write a folder with one page on which people listen, write and rate.
 
     The page opens from the folder, without a server and without the internet. Which method made which description is not in
-    it: the database knows. The same name with the same options writes the same study again.
+    it: the database knows. The same name with the same options writes the same study again: elsewhere, or here with --force.
 
     \b
     Examples:

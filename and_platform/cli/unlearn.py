@@ -33,7 +33,7 @@ _WORDS = click.option(
 _TOP = click.option(
     "--top", type=click.IntRange(1, 5), default=3, show_default=True, help="For closed_*: rank the concept must reach."
 )
-_LAYERS = click.option("--layers", metavar="GLOB", help="Only layers of this pattern, e.g. 'b03.*'.")
+_LAYERS = click.option("--layers", metavar="GLOB,…", help="Only these layers, e.g. 'b02.*,b03.ff_in'.")
 _HEADINGS = {"d_a": "dA", "d_r": "dR", "gap": "dR - dA"}
 
 

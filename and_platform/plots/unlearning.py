@@ -174,6 +174,8 @@ def _margins(rows: Sequence[Row]) -> Figure:
     whole = sorted(
         (row for row in rows if row["whole_plan"] and row["gap"] is not None), key=lambda row: -row["margin"]
     )
+    if not whole:
+        raise InputError("no whole plan has been measured beside its draws yet; run the same sweep to its end")
     figure, (ax,) = style.new(width=6.6, height=1.6 + 0.235 * len(whole))
     for place, row in enumerate(whole):
         above = row["gap"] > row["draws_gap_high"]

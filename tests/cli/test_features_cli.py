@@ -111,6 +111,7 @@ def test_ablate_and_acoustics(dissected: sa.Engine, andp: Run, tmp_path: Path) -
     ("given", "status", "told_"),
     [
         (("adjectives", "nobody"), 3, "no network 'nobody'"),
+        (("ablate", "one", "--criteria", " , "), 2, "is empty; give names, separated by commas"),
         (("adjectives", "one", "--plot", "a.gif"), 2, "'a.gif' must end with .svg, .png, .pdf"),
         (("ablate", "one", "--shares", "few"), 2, "'few' is no list of numbers"),
         (("ablate", "one", "--criteria", "noun"), 2, "did you mean 'nouns'"),

@@ -60,6 +60,8 @@ def test_plan_run_table_sweep_export(hand: None, andp: Andp, tmp_path: Path) -> 
         (("plan", "hand", "--concept", "dgo"), 2, "did you mean: dog"),
         (("plan", "hand", "--concept", "dog", "--strategy", "closed_tab"), 1, "run: andp dissect hand"),
         (("plan", "nobody", "--concept", "dog"), 3, "no network 'nobody'; there are: hand"),
+        (("plan", "hand"), 2, "'open' needs a concept; name it with --concept TEXT"),
+        (("run", "hand"), 2, "one of them: --concept TEXT, --each-class, --plan PLAN"),
         (("run", "hand", "--each-class", "--seeds", "one"), 2, "'one' is no list of whole numbers"),
         (("run", "hand", "--concept", "dog", "--plot", "x.gif"), 2, "'x.gif' must end with .svg, .png, .pdf"),
         (("run", "hand", "--concept", "dog", "--device", "quantum"), 2, "the device is 'quantum'"),

@@ -223,6 +223,15 @@ def test_skipped_sections_and_chosen_neurons(small: Small, tmp_path: Path) -> No
     assert "Something &lt;odd&gt; &amp; loud happens here." in text and "<odd>" not in text
 
 
+def test_a_neuron_that_is_not_there_is_said_before_anything_is_computed(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no neuron 'b01"):
+        report.network(small.engine, "net", tmp_path / "out", Options(neurons=("b01.ff_in#99",)))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="is no folder that you may write to"):
+        report.network(small.engine, "net", tmp_path / "file" / "out", Options(stored_only=True))
+
+
 def test_a_page_on_neurons(small: Small, tmp_path: Path) -> None:
     page = report.write_stories(small.engine, "net", ["head#0", "b00.ff_in#1"], tmp_path / "sub" / "neurons.html")
     text = page.read_text("utf-8")
@@ -257,3 +266,14 @@ def test_networks_are_compared_on_one_data_set(engine: sa.Engine, tmp_path: Path
     with pytest.raises(NotFoundError):
         report.compare(engine, ["net", "nobody"], tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_what_can_never_be_computed_is_not_asked_for(engine: sa.Engine, tmp_path: Path) -> None:
+    with db.transaction(engine) as session:
+        factories.world(session)
+        session.execute(sa.text("UPDATE networks SET classes = '{}'"))
+    made = report.network(engine, "net", tmp_path / "report", report.Options(stored_only=True))
+    for section in ("last-layer", "unlearning", "ablation"):
+        told = " ".join(made.missing[section])
+        assert "has no class names" in told
+        assert "run: andp" not in told

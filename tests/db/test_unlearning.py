@@ -171,6 +171,7 @@ def test_random_matched_draws_as_many_of_each_layer(engine: sa.Engine) -> None:
 def test_layers_and_a_limit_narrow_a_plan(engine: sa.Engine) -> None:
     world(engine)
     assert named(engine, plans.make(engine, "net", "dog", layers="b01.*")) == ["b01.ff_in#2"]
+    assert named(engine, plans.make(engine, "net", "dog", layers="b07.*, b01.ff_in")) == ["b01.ff_in#2"]
     assert len(named(engine, plans.make(engine, "net", "dog", max_neurons=2))) == 2
     with pytest.raises(InputError, match=r"no hidden layer .* matches 'head'; there are: b00\.ff_in, b01\.ff_in"):
         plans.make(engine, "net", "dog", layers="head")

@@ -75,12 +75,13 @@ def network(
     NotFoundError
         There is no such network, or no dissection of it.
     InputError
-        The folder holds something else, or cannot be written.
+        The folder holds something else, or cannot be written; or there is no such neuron.
     """
     options = options or Options()
     writing.check(folder, force=force)
     with db.reading(engine) as session:
         work = Work(engine, [subject(session, network, options.dissection)], options, progress)
+        neurons.check(session, work.about, options.neurons)
         facts = about.header(session, work.about)
     return writing.write(
         folder, _sections(work, BUILDERS), work.store,

@@ -90,7 +90,7 @@ def outputs(
             session, dissection=about.dissection_id, per_layer=per_layer, seed=seed
         )
         found = queries.neuron_outputs(session, dissection=about.dissection_id, neurons=chosen)
-        _check(session, about, chosen)
+        check(session, about, chosen)
         return found
 
 
@@ -119,7 +119,7 @@ def stories(
     with db.reading(engine) as session:
         about = subject(session, network, dissection)
         chosen = list(neurons) or queries.calibrated_neurons(session, dissection=about.dissection_id, n=n, seed=seed)
-        _check(session, about, chosen)
+        check(session, about, chosen)
         threshold = session.scalar(
             sa.text("SELECT config ->> 'threshold' FROM dissections WHERE id = :id"), {"id": about.dissection_id}
         )
@@ -153,7 +153,7 @@ def _story(engine: sa.Engine, about: Subject, name: str, threshold: float) -> St
     )
 
 
-def _check(session: Session, about: Subject, names: Sequence[str]) -> None:
+def check(session: Session, about: Subject, names: Sequence[str]) -> None:
     """Every name is a neuron of the dissection."""
     known = queries.neurons_by_name(session, dissection=about.dissection_id, neurons=names)
     unknown = [name for name in names if name not in known]

@@ -8,7 +8,7 @@ from typing import Any
 from and_platform.errors import AndpError, NotFoundError
 from and_platform.services.experiments import Subject
 from and_platform.services.report.content import Block, Plot, Rows, Table, Text
-from and_platform.services.report.work import NotStoredError, Work, missing
+from and_platform.services.report.work import Work, missing
 
 _QUICK_SEEDS = (0,)
 _MAIN = "open"
@@ -75,17 +75,27 @@ def _table4(work: Work, about: Subject) -> Rows:
 
     try:
         rows = tables.table4(work.engine, about.network, about.dissection_id)
-        if rows and rows[0]["status"] == "complete":
+        if rows and rows[0]["status"] == "complete" and _all_classes(work, about, rows):
             return rows
     except NotFoundError:
         rows = []
     if work.options.stored_only:
-        raise NotStoredError(f"it has not been computed yet; run: andp unlearn run {about.network} --each-class")
+        raise work.not_stored(f"andp unlearn run {about.network} --each-class", about)
     runs.run(
         work.engine, about.network, each_class=True, dissection=about.dissection_id, progress=work.progress,
         seeds=_QUICK_SEEDS if work.options.quick else runs.SEEDS,
     )  # fmt: skip
     return tables.table4(work.engine, about.network, about.dissection_id)
+
+
+def _all_classes(work: Work, about: Subject, rows: Rows) -> bool:
+    """Whether each class with held-out clips was a target: the run of one concept is no Table 4."""
+    from and_platform.services.unlearning import tables
+
+    one = tables.by_target(work.engine, rows[0]["experiment"])[0]
+    ablation = tables.find(work.engine, about.network, one["target"], one["strategy"], dissection=about.dissection_id)
+    with_clips = sum(bool(row["clips"]) for row in tables.classes(work.engine, ablation))
+    return bool(max(row["targets"] for row in rows) >= with_clips)
 
 
 def _figure10(work: Work, about: Subject, table: Rows) -> list[Block]:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from and_platform import db
 from and_platform.errors import AndpError, InputError
 from and_platform.resources import resource
+from and_platform.schema import Network
 from and_platform.services import experiments
 from and_platform.services.experiments import Subject
 from and_platform.services.progress import SILENT, Advance, Progress
@@ -141,8 +142,19 @@ class Work:
         if kind is not None:
             with db.reading(self.engine) as session:
                 if experiments.latest(session, about or self.about, kind) is None:
-                    raise NotStoredError(f"it has not been computed yet; run: {command}")
+                    raise self.not_stored(command, about or self.about, classes=kind in _BY_CLASS)
         return _Refusing(command)
+
+    def not_stored(self, command: str, about: Subject, *, classes: bool = True) -> AndpError:
+        """What to tell of an experiment that is not there: the command, unless that would be refused too.
+
+        `classes`: it is about the classes of the network.
+        """
+        if classes:
+            with db.reading(self.engine) as session:
+                if not session.get_one(Network, about.network_id).classes:
+                    return InputError(f"'{about.network}' has no class names, so it cannot be computed")
+        return NotStoredError(f"it has not been computed yet; run: {command}")
 
 
 Builder = Callable[[Work], Sequence[Block]]
@@ -171,6 +183,9 @@ def missing(error: AndpError, network: str | None = None) -> Missing:
     text = str(error).strip()
     whose = f" of {network}" if network else ""
     return Missing(f"Not in this report{whose}: {text}")
+
+
+_BY_CLASS = ("last_layer", "unlearning", "sweep", "feature_ablation")
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -40,10 +41,15 @@ def check(folder: Path, *, force: bool = False) -> None:
     Raises
     ------
     InputError
-        It is a file, or a folder with something else in it.
+        It is a file, or a folder with something else in it, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"'{folder}' is a file; name a folder")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"'{folder}' cannot be written: '{there}' is no folder that you may write to; name another one"
+        )
     if force or not folder.exists() or not any(folder.iterdir()) or _is_ours(folder / "index.html"):
         return
     raise InputError(f"'{folder}' holds something else; name another folder, or add --force to write beside it")

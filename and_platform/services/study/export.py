@@ -269,8 +269,11 @@ def _write(
     """Write the folder beside its place, then put it there in one step."""
     clips = queries.study_clips(session, study=study.id, exemplars=asked["exemplars"])
     shown = queries.study_shown(session, study=study.id)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as exc:
+        raise InputError(f"cannot write to '{folder}' ({exc.strerror}); name another folder") from exc
     try:
         distinct = {row["clip_id"]: row for row in clips}
         with progress.stage("write clips", len(distinct), "clips") as advance:

@@ -132,7 +132,7 @@ def target_of(classes: Sequence[Target], concept: str) -> Target | None:
 
 
 def hidden_layers(session: Session, about: Subject, pattern: str | None) -> dict[str, int]:
-    """Layer -> units of the hidden layers that match a pattern.
+    """Layer -> units of the hidden layers that match a pattern, or one of several with commas between them.
 
     Raises
     ------
@@ -140,7 +140,8 @@ def hidden_layers(session: Session, about: Subject, pattern: str | None) -> dict
         There is none.
     """
     layers = queries.hidden_layers(session, dissection=about.dissection_id)
-    chosen = {name: n for name, n in layers.items() if pattern is None or fnmatchcase(name, pattern)}
+    globs = ["*"] if pattern is None else [part.strip() for part in pattern.split(",")]
+    chosen = {name: n for name, n in layers.items() if any(fnmatchcase(name, glob) for glob in globs)}
     if not chosen:
         known = ", ".join(list(layers)[:3])
         what = f"no hidden layer of dissection {about.dissection_id} matches '{pattern}'" if layers else (
