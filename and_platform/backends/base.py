@@ -22,11 +22,13 @@ class BackendRecipe:
 
     `name` as the registry knows it ("minilm"), `revision` of the weights or of the algorithm, and every
     parameter that changes the result. Nothing secret and nothing that only changes speed belongs here.
+    `origin` says where the weights were taken from; the same weights from elsewhere are the same recipe.
     """
 
     name: str
     revision: str
     params: dict[str, Any] = field(default_factory=dict)
+    origin: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class Captioner(Backend, Protocol):
 
     rate: int | None
 
-    def caption_batch(self, clips: Sequence[Clip]) -> list[str]:
-        """One caption per clip, in order. Raises GenerationError where a clip gets none."""
+    def caption_batch(self, clips: Sequence[Clip]) -> list[str | Exception]:
+        """One caption per clip, in order; an exception stands where a clip got none."""
         ...
 
 

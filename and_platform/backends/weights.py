@@ -1,34 +1,50 @@
-"""Where the files of a model are, and what identifies them."""
+"""Where the files of a model are, what identifies them, and how they are read.
+
+The rules: safetensors before pickles, pickles with `weights_only` alone (no code of a checkpoint ever runs); what is used
+is known by a hash of its content, whatever place it came from; with HF_HUB_OFFLINE set only what is already there is
+used; nothing is fetched before a model is made.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 from and_platform.errors import WeightsMissingError
 
-_PARTS = frozenset([".json", ".txt", ".jinja", ".model", ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz"])
+_PICKLES = frozenset([".bin", ".pt", ".pth", ".ckpt"])
+_PARTS = frozenset([".json", ".txt", ".jinja", ".model", ".toml", ".safetensors", ".gguf", ".npz"]) | _PICKLES
 _OTHER_FORMATS = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*", "openvino/*", "coreml/*"]
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
+_WAIT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's directory or file, and the revision of what lies there."""
+    """A model's directory or file.
+
+    `revision` is a hash of everything in it that changes results, so that the same model is known again wherever it
+    lies; `origin` says where this copy was taken from: the hub id and commit, or the path.
+    """
 
     path: Path
     revision: str
+    origin: str
 
 
 def find_weights(source: str) -> Weights:
     """Find a model by its directory, its file or its id on the model hub.
 
-    Returns
-    -------
-    Weights
-        A hub model's revision is its commit; for local files it is a hash of everything that changes results.
+    Parameters
+    ----------
+    source
+        A path, or "owner/name" with "@revision" after it for a branch, tag or commit other than the main branch.
 
     Raises
     ------
@@ -37,34 +53,35 @@ def find_weights(source: str) -> Weights:
     """
     path = Path(source).expanduser()
     if path.exists():
-        return Weights(path, _digest(path))
-    if source.startswith((".", "/", "~")):
-        raise WeightsMissingError(f"there is no model at {source}; give a directory that holds one, or a hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        return Weights(path, _digest(path), str(path.resolve()))
+    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+        raise WeightsMissingError(
+            f"there is no model at {source}; give a directory that holds one, or an id of the model hub"
+        )
+    name, _, revision = source.partition("@")
+    snapshot = _snapshot(name, revision or None)
+    return Weights(snapshot, _digest(snapshot), f"{name}@{snapshot.name}")
+
+
+def read_pickle(path: Path) -> Any:
+    """The tensors and plain values in a file that `torch.save` wrote, on the CPU; nothing in it is executed.
+
+    Raises
+    ------
+    WeightsMissingError
+        If there is no such file, or it holds more than tensors and plain values.
+    """
+    import torch
 
     try:
-        snapshot = Path(snapshot_download(source, ignore_patterns=_OTHER_FORMATS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as exc:
+        raise WeightsMissingError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
         reason = str(exc).strip().partition("\n")[0]
         raise WeightsMissingError(
-            f"the model '{source}' is neither a directory here nor available from the hub ({reason}); "
-            "give the path of a directory that holds it"
+            f"{path} holds no plain checkpoint ({reason}); it is damaged, or holds code, which is never run"
         ) from exc
-    return Weights(snapshot, snapshot.name)
-
-
-def _digest(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in _PARTS and p.is_file())
-    if not files:
-        raise WeightsMissingError(f"the directory {path} holds no model; give one with config.json and weights")
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            inner = hashlib.file_digest(stream, "sha256").hexdigest()
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        total.update(f"{name} {inner}\n".encode())
-    return f"sha256:{total.hexdigest()[:32]}"
 
 
 @contextmanager
@@ -83,9 +100,69 @@ def loading(source: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as exc:
+    except (OSError, ValueError, KeyError, SafetensorError, UnpicklingError) as exc:
         reason = str(exc).strip().partition("\n")[0]
         raise WeightsMissingError(f"cannot load a model from {source}: {reason}") from exc
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    """The folder of a hub model's files, downloaded where they are not in the cache yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def fetch(*ignored: str, **options: Any) -> Any:
+        patterns = [*_OTHER_FORMATS, *ignored]
+        return snapshot_download(name, revision=revision, ignore_patterns=patterns, etag_timeout=_WAIT_S, **options)
+
+    try:
+        try:
+            listed = [file.filename for file in fetch(dry_run=True)]
+        except DryRunError:  # the hub cannot be asked: what is in the cache has to do, with pickles or without
+            try:
+                return Path(fetch())
+            except LocalEntryNotFoundError:
+                return Path(fetch(*(f"*{suffix}" for suffix in _PICKLES)))
+        return Path(fetch(*_unused_pickles(listed)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
+        reason = str(exc).strip().partition("\n")[0]
+        raise WeightsMissingError(
+            f"the model '{name}' is neither a directory here, nor in the cache, nor to be had from the hub ({reason}); "
+            f"check its name, or download it elsewhere (hf download {name} --local-dir DIR) and give DIR"
+        ) from exc
+
+
+def _unused_pickles(names: Iterable[str]) -> list[str]:
+    """The pickles in folders that have safetensors too."""
+    paths = [Path(name) for name in names]
+    safe = {path.parent for path in paths if path.suffix == ".safetensors"}
+    return [path.as_posix() for path in paths if path.suffix in _PICKLES and path.parent in safe]
+
+
+def _digest(path: Path) -> str:
+    """A hash over names and contents of a model's file or files, less pickles that safetensors stand in for."""
+    if path.is_file():
+        files = {path.name: path}
+    else:
+        found = (file for file in path.rglob("*") if file.suffix in _PARTS and file.is_file())
+        files = {file.relative_to(path).as_posix(): file for file in found}
+        files = {name: file for name, file in files.items() if not name.startswith(".")}  # .cache of a download
+    for name in _unused_pickles(files):
+        del files[name]
+    if not files:
+        raise WeightsMissingError(f"the directory {path} holds no model; give one with config.json and weights")
+    total = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        total.update(f"{name} {_sha256(file)}\n".encode())
+    return f"sha256:{total.hexdigest()[:32]}"
+
+
+def _sha256(file: Path) -> str:
+    """SHA-256 of a file's content, read off its name where the hub's cache keeps a large file by its hash."""
+    stored = file.resolve()
+    if stored.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", stored.name):
+        return stored.name
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

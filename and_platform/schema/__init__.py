@@ -66,6 +66,7 @@ from and_platform.schema.network import (
     NeuronStatistics,
     RecordedLayer,
     Recording,
+    TrainingEpoch,
 )
 
 __all__ = [
@@ -128,4 +129,5 @@ __all__ = [
     "Text",
     "TextEmbedding",
     "TextTags",
+    "TrainingEpoch",
 ]

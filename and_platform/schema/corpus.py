@@ -180,6 +180,9 @@ class TextEmbedding(Base):
     encoder_id: Mapped[int] = reference("encoders.id", "The encoder.", cascade=True, key=True)
     text_id: Mapped[int] = reference("texts.id", "The text.", cascade=True, key=True, index=True)
     embedding: Mapped[Any] = mapped_column(VECTOR(), nullable=False, comment="Unit vector of the encoder's dimension.")
+    truncated: Mapped[bool | None] = mapped_column(
+        comment="True where the text was longer than the encoder's window and was cut; NULL: not known."
+    )
 
 
 class ClipEmbedding(Base):

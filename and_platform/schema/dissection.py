@@ -28,6 +28,9 @@ class Recipe(Base):
     params: Mapped[Json] = mapped_column(comment="Parameters: prompt, pooling, threshold, seed …")
     parents: Mapped[list[int]] = mapped_column(server_default="{}", comment="Recipes whose rows this one builds on.")
     sha256: Mapped[str] = mapped_column(unique=True, comment="Hash of all of the above, parents by their hashes.")
+    origin: Mapped[str | None] = mapped_column(
+        comment="Where its weights were first taken from: hub id and commit, or a path; not part of the hash."
+    )
     created_at: Mapped[Timestamp] = mapped_column(comment="When it was first used.")
 
 

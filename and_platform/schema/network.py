@@ -23,6 +23,9 @@ class Network(Base):
     source: Mapped[str] = mapped_column(comment="How it is loaded: transformers, factory, or sample.")
     location: Mapped[str] = mapped_column(comment="Directory, hub id, or module:factory.")
     revision: Mapped[str] = mapped_column(comment="Hash of its weights: another revision is another network.")
+    origin: Mapped[str | None] = mapped_column(
+        comment="Hub id and commit of its weights; NULL for files and factories."
+    )
     architecture: Mapped[str] = mapped_column(comment="Class of the model.")
     sample_rate: Mapped[int] = mapped_column(sa.Integer, comment="Rate its input pipeline expects, Hz.")
     n_parameters: Mapped[int] = mapped_column(comment="Number of parameters.")
@@ -165,3 +168,21 @@ class NeuronStatistics(Base):
     min: Mapped[float] = mapped_column(sa.REAL, comment="Smallest activation.")
     max: Mapped[float] = mapped_column(sa.REAL, comment="Largest activation.")
     sparsity: Mapped[float] = mapped_column(sa.REAL, comment="Sparsity of the activations over clips, 0 to 1.")
+
+
+class TrainingEpoch(Base):
+    __tablename__ = "training_epochs"
+    __table_args__ = ({"comment": "Epochs of `andp networks train`, as they end."},)
+
+    run_id: Mapped[int] = reference("runs.id", "The run that trains.", cascade=True, key=True)
+    epoch: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False, comment="From 1.")
+    loss: Mapped[float] = mapped_column(comment="Mean loss over the clips trained on, as varied.")
+    learning_rate: Mapped[float] = mapped_column(comment="Learning rate of the head at its end.")
+    validation_accuracy: Mapped[float | None] = mapped_column(
+        comment="Accuracy on the validation fold, which early stopping looks at; NULL: there is none."
+    )
+    test_accuracy: Mapped[float | None] = mapped_column(
+        comment="Accuracy on the fold held out, which chooses nothing; NULL: not measured."
+    )
+    seconds: Mapped[float] = mapped_column(comment="Time it took.")
+    finished_at: Mapped[Timestamp] = mapped_column(comment="When it ended.")

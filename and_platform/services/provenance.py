@@ -44,6 +44,7 @@ class RecipePlan:
     revision: str
     params: Mapping[str, Any]
     parents: tuple[RecipePlan, ...] = ()
+    origin: str | None = field(default=None, compare=False)
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class RecipePlan:
     @classmethod
     def of(cls, stage: str, backend: BackendRecipe, parents: Iterable[RecipePlan] = (), **params: Any) -> RecipePlan:
         """The recipe of a backend's work in a stage; `params` join the backend's own."""
-        return cls(stage, backend.name, backend.revision, {**backend.params, **params}, tuple(parents))
+        return cls(stage, backend.name, backend.revision, {**backend.params, **params}, tuple(parents), backend.origin)
 
 
 def recipe_id(session: Session, plan: RecipePlan) -> int:
@@ -69,7 +70,7 @@ def recipe_id(session: Session, plan: RecipePlan) -> int:
         insert(Recipe)
         .values(
             stage=plan.stage, backend=plan.backend, revision=plan.revision, params=dict(plan.params),
-            parents=parents, sha256=plan.sha256,
+            parents=parents, sha256=plan.sha256, origin=plan.origin,
         )
         .on_conflict_do_nothing(index_elements=["sha256"])
     )  # fmt: skip
