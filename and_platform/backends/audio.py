@@ -1,4 +1,4 @@
-"""Decoding sound files: bytes to mono float32 samples, with an exact reason where a file cannot be used.
+"""Decoding sound files: bytes to mono float32 samples, with an exact reason where a file cannot be used; and back.
 
 libsndfile accepts a WAV or Ogg file that was cut off and returns what is left of it. A clip of which half is
 missing would go on to get a caption, activations and a place among exemplars, so we check what the container
@@ -26,6 +26,7 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 
 EMPTY = "empty: the file holds no bytes"
 MISSING = "missing: there is no such file"
+CHANGED = "changed: the file is not the one that was ingested"
 NOT_A_FILE = "not a file: a folder, device or pipe stands there"
 NO_PERMISSION = "no permission: this user may not read the file"
 TEXT = "text: the file holds text, not sound"
@@ -56,17 +57,18 @@ class Decoded:
     sha256: str
 
 
-def decode(path: Path) -> Decoded:
+def decode(path: Path, sha256: str | None = None) -> Decoded:
     """Read, check and decode one file; several channels become their mean.
 
-    Lossy formats and float files may go a little beyond [-1, 1]; nothing is clipped.
+    Lossy formats and float files may go a little beyond [-1, 1]; nothing is clipped. `sha256` is what the file held when it
+    was ingested, where that matters.
 
     Raises
     ------
     AudioError
         With the reason and without the path; the kind of reason stands before a colon: missing, not a file,
         no permission, unreadable, empty, text, not sound, truncated, truncated or damaged, no length,
-        no samples, not finite.
+        no samples, not finite, changed.
     """
     content = _read_bytes(path)
     if not content:
@@ -86,10 +88,12 @@ def decode(path: Path) -> Decoded:
     n_frames, channels = frames.shape
     waveform = frames[:, 0] if channels == 1 else frames.mean(axis=1, dtype=np.float32)
     digest = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, digest):
+        raise AudioError(CHANGED)
     return Decoded(np.ascontiguousarray(waveform), rate, channels, n_frames, digest)
 
 
-def load(path: Path, rate: int | None) -> tuple[Floats, int]:
+def load(path: Path, rate: int | None, sha256: str | None = None) -> tuple[Floats, int]:
     """The mono waveform [n] of a file at `rate` Hz (None: as it is in the file), and its rate.
 
     Raises
@@ -97,7 +101,7 @@ def load(path: Path, rate: int | None) -> tuple[Floats, int]:
     AudioError
         As `decode`.
     """
-    decoded = decode(path)
+    decoded = decode(path, sha256)
     if rate is None:
         return decoded.waveform, decoded.rate
     return resample(decoded.waveform, decoded.rate, rate), rate
@@ -116,6 +120,15 @@ def resample(waveform: Floats, rate: int, target_rate: int) -> Floats:
     resampled = np.asarray(soxr.resample(waveform, rate, target_rate, quality="HQ"), np.float32)[:length]
     # soxr rounds down and gives nothing at all for the shortest clips.
     return np.pad(resampled, (0, length - resampled.size))
+
+
+def encode_wav(waveform: Floats, rate: int, subtype: str = "PCM_16") -> bytes:
+    """`waveform` [n] as a mono WAV file at `rate` Hz: 16 bits, clipped to full scale, or "FLOAT" as it is."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, rate, format="WAV", subtype=subtype)
+    return buffer.getvalue()
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -39,6 +39,12 @@ def _list_of(kind: Callable[[str], Any], name: str) -> Callable[[click.Context, 
     return read
 
 
+def _seed(text: str) -> int:
+    if (seed := int(text)) < 0:
+        raise ValueError
+    return seed
+
+
 @click.group("features")
 def command() -> None:
     """Words that describe neurons: how common, in which blocks, what they are worth, whether they are true."""
@@ -117,7 +123,7 @@ def blocks(
     metavar="LIST", show_default=True, help="Percent of all hidden neurons.",
 )  # fmt: skip
 @click.option(
-    "--seeds", callback=_list_of(int, "whole numbers"), default=",".join(map(str, features.SEEDS)),
+    "--seeds", callback=_list_of(_seed, "whole numbers from 0 up"), default=",".join(map(str, features.SEEDS)),
     metavar="LIST", show_default=True, help="Break ties and draw at random.",
 )  # fmt: skip
 @click.option(

@@ -83,7 +83,7 @@ _DISSECTION = click.option("--dissection", type=int, help="A dissection; default
     "--per-layer", type=click.IntRange(1), default=1, show_default=True,
     help="Neurons of each layer whose descriptions stand side by side.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of what is drawn at random.")
 @_FORCE
 @click.pass_context
 def network_(ctx: click.Context, /, network: str, folder: Path, force: bool, **given: Any) -> None:
@@ -171,7 +171,7 @@ def neuron(
     "--per-layer", type=click.IntRange(1), default=1, show_default=True,
     help="Neurons of each layer to draw, where none are named.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw.")
 @format_options
 @click.pass_context
 def neurons_(ctx: click.Context, /, network: str, neurons: tuple[str, ...], output_format: str, **given: Any) -> None:

@@ -40,7 +40,9 @@ def command() -> None:
     help="Of closed_db, closed_tab, closed_icl, summary.  [default: the paper's three, where they were computed]",
 )  # fmt: skip
 @click.option("--exemplars", type=click.IntRange(1, 20), default=5, show_default=True, help="Clips of each neuron.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides which neurons, and every order.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides which neurons, and every order."
+)
 @click.option(
     "--audio", type=click.Choice(["flac", "mp3"]), default="flac", show_default=True, help="How clips are written."
 )

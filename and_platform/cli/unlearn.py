@@ -38,13 +38,13 @@ _HEADINGS = {"d_a": "dA", "d_r": "dR", "gap": "dR - dA"}
 
 
 def _numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Whole numbers with commas between them; `full` is none."""
+    """Whole numbers from 0 up with commas between them; `full` is none."""
     if value is None or value.strip() == "full":
         return None if value is None else ()
-    try:
-        return tuple(int(part) for part in value.split(",") if part.strip())
-    except ValueError:
-        raise click.BadParameter(f"'{value}' is no list of whole numbers, e.g. 0,1,2", param=param) from None
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise click.BadParameter(f"'{value}' is no list of whole numbers from 0 up, e.g. 0,1,2", param=param)
+    return tuple(map(int, parts))
 
 
 _PLOT = plot_option()
@@ -71,7 +71,7 @@ def command() -> None:
     help="The most neurons, best first; for random how many.  [default: all; random 3,000; meaning as many as open]",
 )  # fmt: skip
 @_LAYERS
-@click.option("--seed", type=int, help="For random and random_matched.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), help="For random and random_matched.  [default: 0]")
 @click.option(
     "--compared-with", type=int, metavar="PLAN",
     help="For random_matched: the plan whose number of neurons in each layer is drawn.  [default: open for the concept]",
@@ -365,6 +365,16 @@ def table(
     engine = db.connect(tell=bars(ctx).note)
     rows = [row for name in networks for row in tables.table4(engine, name, dissection, experiment=experiment)]
     _show_table(rows, output_format, plot, paper=paper)
+    if output_format == "table" and experiment is None:
+        for name in networks:
+            shown, *others = tables.runs_of(engine, name, dissection)
+            if others:
+                which = ", ".join(f"{row['experiment']} (of {row['targets']})" for row in others)
+                messages().print(
+                    f"{name}: run {shown['experiment']}, of most target classes ({shown['targets']}); "
+                    f"--experiment shows another: {which}",
+                    markup=False, soft_wrap=True,
+                )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- sweep and export

@@ -24,6 +24,21 @@ TITLES = {
     ("summary", "scores"): "Calibrated summary, against captions",
 }
 
+_METHODS = {"db": "by captions (DB)", "tab": "by sound (TAB)", "icl": "by LLM (ICL)"}
+_FUNCTIONS = {
+    "cos": "cos",
+    "cos_cubed": "cos cubed",
+    "rank_reorder": "rank reorder",
+    "wpmi": "WPMI",
+    "soft_wpmi": "soft WPMI",
+}
+
+
+def function(row: Mapping[str, Any]) -> str:
+    """What a method and its similarity function are called in figures; an LLM that is asked has no function."""
+    method = _METHODS.get(row["method"], row["method"])
+    return method if row["similarity"] == "llm" else f"{method}, {_FUNCTIONS.get(row['similarity'], row['similarity'])}"
+
 
 @style.styled
 def explanations(rows: Rows, footer: str) -> Figure:
@@ -58,7 +73,7 @@ def explanations(rows: Rows, footer: str) -> Figure:
             chance, np.asarray(at) - 0.45, np.asarray(at) + 0.45, color=style.TARGET, linewidth=1.6,
             label="mean on permuted activations (of the best concept, where one was chosen)",
         )  # fmt: skip
-        axis.set_title(TITLES[key], loc="left", fontweight="bold", fontsize=10)
+        axis.set_title(TITLES[key])
         axis.set_ylim(-0.02, 1.02)
         axis.grid(visible=False, axis="x")
         if place % columns == 0:
@@ -69,7 +84,7 @@ def explanations(rows: Rows, footer: str) -> Figure:
         axis.set_xticks(range(len(layers)), style.shorten(layers), rotation=60, ha="right")
         axis.tick_params(labelbottom=True)
     if panels:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", fontsize=8.5, frameon=False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left")
     style.footer(figure, f"box: quartiles, whiskers: 5 and 95 % of neurons · {footer}")
     return figure
 
@@ -100,11 +115,11 @@ def last_layer(rows: Rows, footer: str, *, over: str = "all", chance: float | No
         axis.annotate(
             "guessing", (chance, 0), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color="#5B6770"
         )
-    axis.set_yticks(range(len(mine)), [f"{row['method']}  {row['similarity']}" for row in mine])
+    axis.set_yticks(range(len(mine)), [function(row) for row in mine])
     axis.set_ylim(len(mine) - 0.4, -0.6)
     axis.set_xlim(-0.03, 1.03)
     axis.set_xlabel("share of classes whose concept is first (filled: the function stated for the method)")
-    axis.set_title("Do the concepts of the last layer name its classes?", loc="left", fontweight="bold", fontsize=10)
+    axis.set_title("Do the concepts of the last layer name its classes?")
     axis.grid(visible=False, axis="y")
     style.footer(figure, footer)
     return figure

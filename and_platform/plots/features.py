@@ -47,7 +47,7 @@ def adjectives(rows: Sequence[Row]) -> Figure:
         ax.set_yticks(range(len(members)), style.shorten([row["adjective"] for row in members]))
         ax.set_ylim(longest - 0.4, -0.6)
         ax.grid(axis="y", visible=False)
-        _title(ax, network)
+        ax.set_title(network)
         ax.set_xlabel("% of neurons, with their number")
     axes[0].set_xlim(0, 112 * max(row["share"] for row in rows))
     _footer(figure, rows, " + ".join(f"{members[0]['of_neurons']:,}" for members in networks.values()) + " neurons")
@@ -80,7 +80,7 @@ def blocks(rows: Sequence[Row], fits: Sequence[Row]) -> Figure:
     ax.set_xlim(numbers[0] - 0.4, numbers[-1] + 0.4)
     ax.set_xlabel("block (the head counts with the last)")
     ax.set_ylabel("adjectives per neuron")
-    _title(ax, "Adjectives per neuron by block, with 95 % intervals")
+    ax.set_title("Adjectives per neuron by block, with 95 % intervals")
     ax.margins(y=0.12)
     _legend(ax, columns=1)
     _footer(figure, rows, " + ".join(f"{fit['n_neurons']:,}" for fit in fits) + " neurons")
@@ -108,7 +108,7 @@ def ablation(rows: Sequence[Row]) -> Figure:
             if not any(row["n_neurons"] for row in several):
                 name += " (in none)"
             _curve(ax, several, name, style.colour(index), _MARKERS[(index + 1) % len(_MARKERS)])
-        _title(ax, title)
+        ax.set_title(title)
         ax.set_xlabel("% of hidden neurons ablated")
         _legend(ax)
         ax.set_xlim(left=0)
@@ -142,7 +142,7 @@ def acoustics(results: Sequence[Row] | Row) -> Figure:
             ax.axvline(median, color=colour, linestyle="--", linewidth=1.4)
         ax.set_xlabel(f"{result['unit']}, mean of {result['k']} exemplars")
         ax.set_ylabel("% of the group's neurons")
-        _title(ax, f"“{result['word']}”")
+        ax.set_title(f"“{result['word']}”")
         effect = f"rank-biserial r = {result['rank_biserial']:+.2f}"
         if result["hedges_g"] is not None:
             effect += f"; Hedges' g = {result['hedges_g']:+.2f} [{result['g_low']:+.2f}, {result['g_high']:+.2f}]"
@@ -153,16 +153,9 @@ def acoustics(results: Sequence[Row] | Row) -> Figure:
     return figure
 
 
-def _title(ax: Axes, text: str) -> None:
-    ax.set_title(text, loc="left", fontsize=10, fontweight="bold")
-
-
 def _legend(ax: Axes, columns: int = 2, title: str | None = None) -> None:
     """Below the axes, where it hides nothing."""
-    ax.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=8.5, title=title,
-        title_fontsize=8.5,
-    )  # fmt: skip
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, title=title)
 
 
 def _number(value: float) -> str:

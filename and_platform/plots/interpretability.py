@@ -49,11 +49,11 @@ def blocks(rows: Sequence[Row], tau: int, k: int, footer: str, *, by_kind: bool 
         figure, axes = style.new(len(networks), width=max(5.6, 3.4 * len(networks) + 0.8), height=3.7, sharey=True)
         for ax, network in zip(axes, networks, strict=True):
             _by_kind(ax, [row for row in chosen if row["network"] == network])
-            _title(ax, network)
+            ax.set_title(network)
     else:
         figure, axes = style.new(width=6.4, height=3.7)
         _by_network(axes[0], chosen, networks)
-        _title(axes[0], f"Fewer than {tau} of {k} exemplars share a cluster")
+        axes[0].set_title(f"Fewer than {tau} of {k} exemplars share a cluster")
     for ax in axes:
         _blocks_axis(ax, chosen)
         ax.set_ylim(*_range(chosen, by_kind))
@@ -95,7 +95,7 @@ def grid(rows: Sequence[Row], footer: str, *, by_kind: bool = False) -> Figure:
         for ax, tau in zip(row_of_axes, thresholds(k), strict=False):
             chosen = [row for row in rows if row["k"] == k and row["tau"] == tau]
             _by_kind(ax, chosen) if by_kind else _by_network(ax, chosen, networks)
-            _title(ax, f"K = {k}, τ = {tau}")
+            ax.set_title(f"K = {k}, τ = {tau}")
             _blocks_axis(ax, chosen, named=index == len(ks) - 1)
     axes[0].set_ylim(*_range([row for row in rows if row["tau"] in thresholds(row["k"])], by_kind))
     _legend(figure, axes[0], columns=6)
@@ -129,7 +129,7 @@ def elbow(curve: Sequence[tuple[int, float]], chosen: int, footer: str) -> Figur
     ax.set_xlim(0, curve[-1][0] + 1)
     ax.set_xlabel("number of clusters")
     ax.set_ylabel("inertia (sum of squared distances)")
-    _title(ax, "Elbow of k-means over the captions' sentences")
+    ax.set_title("Elbow of k-means over the captions' sentences")
     style.footer(figure, footer)
     return figure
 
@@ -151,7 +151,7 @@ def clouds(rows: Sequence[Row], footer: str, *, columns: int = 3, seed: int = 0)
     for ax in axes[len(rows) :]:
         ax.set_visible(False)
     for ax, row in zip(axes, rows, strict=False):
-        _title(ax, f"Cluster {row['cluster']}  ({row['n_captions']:,} / {row['n_sentences']:,})")
+        ax.set_title(f"Cluster {row['cluster']}  ({row['n_captions']:,} / {row['n_sentences']:,})")
         ax.set_xticks([])
         ax.set_yticks([])
         ax.grid(visible=False)
@@ -185,16 +185,10 @@ def _cloud(row: Row, seed: int, scale: float = 1.6) -> Any:
     return maker.generate_from_frequencies(row["words"])
 
 
-def _title(ax: Axes, text: str) -> None:
-    ax.set_title(text, loc="left", fontsize=10, fontweight="bold")
-
-
 def _legend(figure: Figure, ax: Axes, columns: int) -> None:
     """Above the panels, where it hides nothing."""
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(len(labels), columns), frameon=False, fontsize=8.5
-    )
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), columns))
 
 
 def _range(rows: Sequence[Row], by_kind: bool) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from and_platform.plots import style
+from and_platform.plots import evaluation, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,16 +32,14 @@ def layers(rows: Sequence[Mapping[str, Any]], footer: str) -> Figure:
     points.barh(places, dropped, left=kept, color=style.colour(1), height=0.68, label="dropped")
     points.set_yticks(places, names)
     points.invert_yaxis()
-    points.set_title("Points per neuron", pad=20, loc="left", fontweight="bold", fontsize=10.5)
-    points.legend(
-        ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 0.995), borderaxespad=0, handlelength=1, frameon=False
-    )
+    points.set_title("Points per neuron", pad=20)
+    points.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 0.995), borderaxespad=0, handlelength=1)
     points.grid(axis="y", visible=False)
     shares = [100 * (row["described"] or 0) / row["neurons"] if row["neurons"] else 0.0 for row in rows]
     described.hlines(places, 0, shares, color=style.QUIET, linewidth=1.2)
     described.plot(shares, places, "o", color=style.colour(0), markersize=5)
     described.set_xlim(0, 104)
-    described.set_title("Neurons with a description", pad=20, loc="left", fontweight="bold", fontsize=10.5)
+    described.set_title("Neurons with a description", pad=20)
     described.xaxis.set_major_formatter("{x:.0f} %")
     described.grid(axis="y", visible=False)
     for axes in (points, described):
@@ -74,9 +72,7 @@ def quality(rows: Sequence[Mapping[str, Any]], footer: str) -> Figure:
                 at, [row["mean_auprc"] for row in told], "o-", color=style.colour(index), markersize=4, label=network
             )
             axis.plot(at, [row["null_auprc"] for row in told], ":", color=style.colour(index), linewidth=1.2)
-        axis.set_title(
-            f"{explanation.replace('_', ' ')}, against {reference}", loc="left", fontweight="bold", fontsize=10.5
-        )
+        axis.set_title(evaluation.TITLES[explanation, reference])
         axis.set_ylim(0, 1.02)
         axis.set_xticks([0, 1], ["first layer", "last layer"])
     for axis in axes[len(panels) :]:
@@ -84,7 +80,7 @@ def quality(rows: Sequence[Mapping[str, Any]], footer: str) -> Figure:
     for axis in axes[::columns]:
         axis.set_ylabel("mean average precision")
     if axes:
-        axes[0].legend(frameon=False)
+        axes[0].legend()
     style.footer(figure, f"dotted: permuted activations · {footer}")
     return figure
 
@@ -106,7 +102,7 @@ def unlearning(rows: Sequence[Mapping[str, Any]], footer: str) -> Figure:
     for axis, (key, title) in zip(axes, panels, strict=True):
         _rungs(axis, rows, strategies, networks, "chosen_by", key)
         axis.axvline(0, color=style.QUIET, linewidth=0.8)
-        axis.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
+        axis.set_title(title)
         axis.set_xlabel("change of the mean logit")
     _name_rungs(figure, axes, strategies)
     style.footer(figure, footer)
@@ -123,7 +119,7 @@ def last_layer(rows: Sequence[Mapping[str, Any]], footer: str) -> Figure:
         network, method, similarity, over, measure, value, low, high; those over all classes are drawn.
     """
     told = [
-        {**row, "function": f"{row['method']}  {row['similarity']}", "value_low": row["low"], "value_high": row["high"]}
+        {**row, "function": evaluation.function(row), "value_low": row["low"], "value_high": row["high"]}
         for row in rows
         if row["over"] == "all" and row["value"] is not None
     ]
@@ -135,7 +131,7 @@ def last_layer(rows: Sequence[Mapping[str, Any]], footer: str) -> Figure:
     for axis, measure in zip(axes, ("top_1", "top_5"), strict=True):
         mine = [row for row in told if row["measure"] == measure]
         _rungs(axis, mine, functions, networks, "function", "value")
-        axis.set_title(f"Top-{measure[-1]}", loc="left", fontweight="bold", fontsize=10.5)
+        axis.set_title(f"Top-{measure[-1]}")
         axis.set_xlabel("share of classes")
         axis.set_xlim(-0.03, 1.03)
     _name_rungs(figure, axes, functions)
@@ -161,4 +157,4 @@ def _name_rungs(figure: Figure, axes: Sequence[Axes], rungs: Sequence[str]) -> N
     axes[0].set_yticks(range(len(rungs)), rungs)
     axes[0].set_ylim(len(rungs) - 0.45, -0.55)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside upper left", ncols=4)

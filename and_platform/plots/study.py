@@ -65,10 +65,8 @@ def ratings(rows: Sequence[Mapping[str, Any]], footer: str) -> Figure:
     means.grid(axis="y", visible=False)
     means.tick_params(axis="y", length=0)
     for axis, title in ((shares, "Ratings"), (means, "Mean, 95 % interval")):
-        axis.set_title(title, loc="left", fontweight="bold", fontsize=10)
+        axis.set_title(title)
     handles, labels = shares.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper left", ncols=5, handlelength=1, columnspacing=1.2, fontsize=8, frameon=False
-    )
+    figure.legend(handles, labels, loc="outside upper left", ncols=5, handlelength=1, columnspacing=1.2, fontsize=8)
     style.footer(figure, footer)
     return figure

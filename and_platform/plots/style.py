@@ -34,7 +34,7 @@ _FOOTER_CHARACTER = 0.052
 _RC: Any = {  # matplotlib names its keys one by one in a type
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -49,6 +49,7 @@ _RC: Any = {  # matplotlib names its keys one by one in a type
     "ytick.color": "#5B6770",
     "legend.frameon": False,
     "legend.fontsize": 8.5,
+    "legend.title_fontsize": 8.5,
     "lines.linewidth": 1.8,
     "svg.fonttype": "none",  # text stays text: it can be searched and is small
     "svg.hashsalt": "and-platform",  # the same figure gives the same file

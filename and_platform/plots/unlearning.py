@@ -22,7 +22,6 @@ _NAMES = {"random": "random", "random_matched": "random, matched by layer", "clo
           "open": "open concepts"}  # fmt: skip
 _ONE = {"classes": "class", "target classes": "target class", "points": "point"}
 _INK, _MUTED = "#2B3338", "#5B6770"
-_TITLE: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold", "loc": "left"}
 
 
 def name(strategy: str) -> str:
@@ -104,13 +103,13 @@ def table4(rows: Sequence[Row]) -> Figure:
         _whiskers(left, shown, change, at)
     left.axvline(0, color=_MUTED, linewidth=0.8)
     left.set_xlabel("change of the mean logit of the true class")
-    left.set_title("What is lost", **_TITLE)
+    left.set_title("What is lost")
     _heading(figure, "Each class unlearned in turn: means over classes", left.get_legend_handles_labels()[0])
     right.barh(places, [row["gap"] for row in shown], height=0.5, color=style.COLOURS[0])
     _whiskers(right, shown, "gap", list(places))
     right.axvline(0, color=_MUTED, linewidth=0.8)
     right.set_xlabel("ΔR − ΔA: how much further the target falls")
-    right.set_title("The gap", **_TITLE)
+    right.set_title("The gap")
     left.set_yticks(places, [f"{name(row['strategy'])}\n{row['neurons']:,.0f} neurons" for row in shown])
     left.set_ylim(len(shown) - 0.5, -0.5)
     for ax in (left, right):
@@ -158,7 +157,7 @@ def sweep(rows: Sequence[Row]) -> Figure:
             low, high = rows[0][f"draws_{change}_low"], rows[0][f"draws_{change}_high"]
             ax.plot([x[0], x[0]], [low, high], color=style.QUIET, linewidth=6, alpha=0.5, zorder=1)
         ax.axhline(0, color=_MUTED, linewidth=0.8)
-        ax.set_title(title, **_TITLE)
+        ax.set_title(title)
         ax.set_xlabel("neurons ablated")
         ax.set_xlim(0, 1.05 * max(x))
     axes[0].set_ylabel("change of the mean logit")
@@ -214,9 +213,8 @@ def _margins(rows: Sequence[Row]) -> Figure:
 def _heading(figure: Figure, text: str, handles: Sequence[Any], columns: int = 3) -> None:
     """Title and legend above all panels."""
     figure.legend(
-        handles=list(handles), title=text, loc="outside upper left", alignment="left", ncols=columns, frameon=False,
-        fontsize=8.5, handletextpad=0.5, columnspacing=1.4, borderpad=0.1, borderaxespad=0.2,
-        title_fontproperties={"weight": "bold", "size": 10.5},
+        handles=list(handles), title=text, loc="outside upper left", alignment="left", ncols=columns, handletextpad=0.5,
+        columnspacing=1.4, borderpad=0.1, borderaxespad=0.2, title_fontproperties={"weight": "bold", "size": 10.5},
     )  # fmt: skip
 
 

@@ -11,6 +11,9 @@ from and_platform.queries.files import dicts, execute, rows
 
 Row = dict[str, Any]
 
+Key = tuple[str, int | None, int | None, float | None, int | None]
+"""Strategy, target, size, share and seed of an ablation."""
+
 
 def hidden_layers(session: Session, *, dissection: int) -> dict[str, int]:
     """Layer name -> units, of every layer that may be ablated, in order of computation."""
@@ -104,10 +107,10 @@ def copy_known_ablations(
     )  # fmt: skip
 
 
-def measured_units(session: Session, *, experiment: int) -> dict[tuple[str, int | None, int | None, int | None], int]:
-    """(Strategy, target, size, seed) -> ablation, of what an experiment has measured."""
+def measured_units(session: Session, *, experiment: int) -> dict[Key, int]:
+    """(Strategy, target, size, share, seed) -> ablation, of what an experiment has measured."""
     found = rows(session, "measured_units", experiment=experiment)
-    return {(row.strategy, row.target_unit, row.size, row.seed): row.id for row in found}
+    return {(row.strategy, row.target_unit, row.size, row.share, row.seed): row.id for row in found}
 
 
 def unlearning_experiments(session: Session, *, dissection: int, kind: str) -> list[Row]:

@@ -77,7 +77,8 @@ def held_out(session: Session, about: Subject, *, fold: int | None = None) -> He
     if not network.classes:
         raise InputError(
             f"'{network.name}' has no class names, so logits, accuracy and unlearning cannot be computed; "
-            "add it with them under a new name: id2label in its configuration, or the option 'classes'"
+            "add it with them under a new name: id2label in its configuration, or the option 'classes'; an encoder gets "
+            "its classes by fine-tuning: andp networks train DIRECTORY --from LOCATION"
         )
     same = network.trained_on == about.dataset
     caution = None
@@ -134,7 +135,10 @@ def decoded(chosen: HeldOut, rate: int) -> Iterator[Clip]:
     from and_platform.errors import AudioError
 
     for clip in chosen.clips:
-        sound = audio.decode(clip.path)
-        if sound.sha256 != clip.sha256:
-            raise AudioError(f"'{clip.key}' has changed since it was ingested; ingest the data set again")
-        yield Clip(clip.key, audio.resample(sound.waveform, sound.rate, rate), rate)
+        try:
+            waveform, rate = audio.load(clip.path, rate, clip.sha256)
+        except AudioError as error:
+            raise AudioError(
+                f"cannot use '{clip.key}': {error}; bring the file back, or ingest the data set again"
+            ) from error
+        yield Clip(clip.key, waveform, rate)

@@ -253,7 +253,7 @@ def find(
     IncompleteError
         The captions have not been clustered yet, or captions have come since; says what to run.
     InputError
-        The clustering named is of other clips.
+        The clustering named is of other clips or captions.
     """
     with db.reading(engine) as session:
         return _find(session, experiments.subject(session, network, dissection), clustering)
@@ -261,6 +261,7 @@ def find(
 
 def _find(session: Session, about: experiments.Subject, clustering: int | None) -> ClusteringReport:
     remedy = f"andp interpretability cluster {about.network}"
+    captions = experiments.stage_recipe(session, about, "caption", "interpretability")
     if clustering is not None:
         found = queries.clusterings(session, clustering=clustering)
         if not found:
@@ -270,8 +271,12 @@ def _find(session: Session, about: experiments.Subject, clustering: int | None) 
                 f"clustering {clustering} is of clips of '{found[0]['dataset']}' that dissection {about.dissection_id} of "
                 f"'{about.network}' was not probed with; run: {remedy}"
             )
+        if found[0]["caption_recipe_id"] != captions:
+            raise InputError(
+                f"clustering {clustering} is of other captions than those that dissection {about.dissection_id} of "
+                f"'{about.network}' was made with; run: {remedy}"
+            )
     else:
-        captions = experiments.stage_recipe(session, about, "caption", "interpretability")
         found = queries.clusterings(session, probing_set=about.probing_set_id, caption_recipe=captions)
         if not found:
             raise IncompleteError(
@@ -335,7 +340,7 @@ def blocks(
     Raises
     ------
     InputError
-        A K below 1, a dissection for several networks, or a clustering of other clips.
+        A K below 1, a dissection for several networks, or a clustering of other clips or captions.
     IncompleteError, NotFoundError
         As `find`.
     """

@@ -278,10 +278,8 @@ def _decoded(members: Iterable[_Member], rate: int) -> Iterator[Clip]:
 
 
 def _load(member: _Member, rate: int) -> Clip:
-    decoded = audio.decode(member.path)
-    if decoded.sha256 != member.sha256:
-        raise AudioError("the file has changed since it was ingested; ingest the data set again")
-    return Clip(member.key, audio.resample(decoded.waveform, decoded.rate, rate), rate)
+    waveform, rate = audio.load(member.path, rate, member.sha256)
+    return Clip(member.key, waveform, rate)
 
 
 def _members(session: Session, probing_set_id: int) -> list[_Member]:

@@ -193,7 +193,7 @@ JOIN LATERAL (
 ON CONFLICT DO NOTHING;
 
 -- measured_units: what of an experiment is there already.
-SELECT strategy, target_unit, size, seed, id
+SELECT strategy, target_unit, size, share, seed, id
 FROM ablations
 WHERE experiment_id = %(experiment)s;
 

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from and_platform import db
-from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.config import settings
 from and_platform.core import criteria as names
 from and_platform.core.effects import share_interval
-from and_platform.core.outcomes import by_class
 from and_platform.errors import InputError
 from and_platform.queries import features as queries
-from and_platform.schema import Ablation, Experiment, Network
-from and_platform.services import experiments, networks
+from and_platform.schema import Experiment
+from and_platform.services import ablations, experiments
+from and_platform.services.ablations import Task, Unit
 from and_platform.services.devices import device
 from and_platform.services.experiments import Subject
-from and_platform.services.held_out import HeldOut, decoded, held_out
+from and_platform.services.held_out import HeldOut, held_out
 from and_platform.services.progress import SILENT, Progress
 
 Rows = list[dict[str, Any]]
@@ -32,15 +28,6 @@ Rows = list[dict[str, Any]]
 SHARES = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
 """Percent of all hidden neurons, as in the paper."""
 SEEDS = (0, 1, 2)
-
-_TOGETHER = 20
-"""Ablations per transaction: what a kill may cost. They share the decoding and the intact network's pass."""
-
-
-class _Unit(NamedTuple):
-    criterion: str
-    share: float
-    seed: int
 
 
 def ablate(
@@ -102,23 +89,26 @@ def ablate(
         wanted = {*words, *(basic if set(criteria) & set(names.GROUPS) else ())}
         _caution(session, about, wanted, having, progress)
         recipe = experiments.plan(about, "feature_ablation", basic=sorted(basic), fold=chosen.fold, clips=chosen.sha256)
-        experiment = experiments.begin(session, about, recipe)
-        experiment_id = experiment.id
-        missing = _missing(session, experiment_id, [_Unit(c, s, i) for c in criteria for s in shares for i in seeds])
-        if missing:
-            session.execute(sa.update(Experiment).where(Experiment.id == experiment_id).values(status="running"))
+        experiment = experiments.begin(session, about, recipe).id
     if chosen.caution:
         progress.note(chosen.caution)
-    if missing:
-        _evaluate(engine, about, experiment_id, chosen, hidden, basic, missing, progress)
+    asked = [Unit(criterion, share=share, seed=seed) for criterion in criteria for share in shares for seed in seeds]
+    with ablations.in_turn(engine, experiment, progress):
+        with db.reading(engine) as session:
+            missing = ablations.missing(session, experiment, asked)
+        if missing:
+            ablations.measure(
+                engine, about, experiment, chosen, _tasks(engine, about, missing, hidden, basic), len(missing),
+                device=device(), progress=progress,
+            )  # fmt: skip
     with db.transaction(engine) as session:
         rows = queries.feature_ablations(
-            session, experiment=experiment_id, hidden=hidden, criteria=criteria, shares=shares, seeds=seeds
+            session, experiment=experiment, hidden=hidden, criteria=criteria, shares=shares, seeds=seeds
         )
-        there = session.get_one(Experiment, experiment_id)
+        there = session.get_one(Experiment, experiment)
         if there.status != "complete":
             having = {**there.figures.get("neurons_with", {}), **having}
-            experiments.complete(session, experiment_id, _figures(rows[0], chosen, hidden, basic, having))
+            experiments.complete(session, experiment, _figures(rows[0], chosen, hidden, basic, having))
     source = {"network": about.network, "dataset": about.dataset, "dissection": about.dissection_id,
               "recipe": recipe.sha256[:10], "hidden_neurons": hidden, "fold": chosen.fold}  # fmt: skip
     return [{**row, **source} for row in rows]
@@ -147,105 +137,24 @@ def _caution(session: Session, about: Subject, words: set[str], having: dict[str
         )
 
 
-def _missing(session: Session, experiment: int, wanted: Sequence[_Unit]) -> list[_Unit]:
-    found = session.execute(
-        sa.select(Ablation.strategy, Ablation.share, Ablation.seed).where(Ablation.experiment_id == experiment)
-    )
-    there = {tuple(row) for row in found}
-    return [unit for unit in wanted if tuple(unit) not in there]
-
-
-def _evaluate(
-    engine: sa.Engine,
-    about: Subject,
-    experiment: int,
-    chosen: HeldOut,
-    hidden: int,
-    basic: Sequence[str],
-    missing: Sequence[_Unit],
-    progress: Progress,
-) -> None:
-    from and_platform.backends.networks.shared_passes import ablated_logits
-
-    with db.reading(engine) as session:
-        row = session.get_one(Network, about.network_id)
-    loaded = networks.load(row)
-    true = np.array([clip.unit for clip in chosen.clips])
-    with progress.stage("ablate", len(missing) * len(chosen.clips), "evaluations") as advance:
-        for units in _groups(missing):
-            with db.reading(engine) as session:
-                selections = _selections(session, about, units, hidden, basic)
-            logits = np.concatenate(
-                list(
-                    ablated_logits(
-                        loaded, selections, decoded(chosen, loaded.rate), device=device(),
-                        batch_size=settings().batch_size, advance=advance,
-                    )
-                ),
-                axis=1,
-            )  # fmt: skip
-            with db.transaction(engine) as session:
-                _store(session, experiment, units, selections, loaded, chosen, logits, true)
-
-
-def _groups(units: Sequence[_Unit]) -> Iterator[list[_Unit]]:
-    """Units of one criterion together: their selections overlap most, and equal ones are evaluated once."""
-    for criterion in dict.fromkeys(unit.criterion for unit in units):
-        same = [unit for unit in units if unit.criterion == criterion]
-        for start in range(0, len(same), _TOGETHER):
-            yield same[start : start + _TOGETHER]
-
-
-def _selections(
-    session: Session, about: Subject, units: Sequence[_Unit], hidden: int, basic: Sequence[str]
-) -> list[dict[str, list[int]]]:
-    """Layer -> units to ablate, for each; one query for all shares of a criterion and seed, which are nested."""
-    sizes = [round(hidden * unit.share / 100) for unit in units]
-    ordered: dict[tuple[str, int], list[tuple[str, int, int]]] = {}
-    for criterion, seed in dict.fromkeys((unit.criterion, unit.seed) for unit in units):
+def _tasks(
+    engine: sa.Engine, about: Subject, missing: Sequence[Unit], hidden: int, basic: Sequence[str]
+) -> Iterator[Task]:
+    """One criterion after the other, since its selections overlap most; those of one seed are nested: one query."""
+    for criterion, seed in dict.fromkeys((unit.strategy, unit.seed or 0) for unit in missing):
+        units = [unit for unit in missing if (unit.strategy, unit.seed) == (criterion, seed)]
+        sizes = [round(hidden * (unit.share or 0) / 100) for unit in units]
         word = names.adjective(criterion)
-        ordered[criterion, seed] = queries.neurons_by_criterion(
-            session, dissection=about.dissection_id, criterion="adjective" if word else criterion,
-            words=[word] if word else basic, seed=seed,
-            n=max(n for n, unit in zip(sizes, units, strict=True) if (unit.criterion, unit.seed) == (criterion, seed)),
-        )  # fmt: skip
-    selections = []
-    for unit, n in zip(units, sizes, strict=True):
-        found: dict[str, list[int]] = {}
-        for layer, index, _ in ordered[unit.criterion, unit.seed][:n]:
-            found.setdefault(layer, []).append(index)
-        selections.append(found)
-    return selections
-
-
-def _store(
-    session: Session,
-    experiment: int,
-    units: Sequence[_Unit],
-    selections: Sequence[dict[str, list[int]]],
-    loaded: LoadedNetwork,
-    chosen: HeldOut,
-    logits: NDArray[np.float32],
-    true: NDArray[Any],
-) -> None:
-    from and_platform.backends.networks.pruning import n_parameters_of
-
-    means = by_class(logits, true)
-    rows = []
-    for place, (unit, selection) in enumerate(zip(units, selections, strict=True), start=1):
-        rows.append({
-            "experiment_id": experiment, "strategy": unit.criterion, "share": unit.share, "seed": unit.seed,
-            "n_neurons": sum(map(len, selection.values())),
-            "n_parameters": n_parameters_of(loaded, selection),
-            "n_clips": chosen.n_clips,
-            **{f"{key}_before": _nullable(getattr(means, key)[0]) for key in means._fields},
-            **{f"{key}_after": _nullable(getattr(means, key)[place]) for key in means._fields},
-        })  # fmt: skip
-    session.execute(insert(Ablation).values(rows).on_conflict_do_nothing())
-
-
-def _nullable(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
+        with db.reading(engine) as session:
+            ordered = queries.neurons_by_criterion(
+                session, dissection=about.dissection_id, criterion="adjective" if word else criterion,
+                words=[word] if word else basic, seed=seed, n=max(sizes),
+            )  # fmt: skip
+        for unit, n in zip(units, sizes, strict=True):
+            selection: dict[str, list[int]] = {}
+            for layer, index, _ in ordered[:n]:
+                selection.setdefault(layer, []).append(index)
+            yield Task(selection, [unit])
 
 
 def _figures(

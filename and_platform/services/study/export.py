@@ -323,11 +323,9 @@ def _transcode(source: Path, key: str, sha256: str, target: Path) -> None:
     from and_platform.backends import audio
 
     try:
-        sound = audio.decode(source)
+        sound = audio.decode(source, sha256)
     except AudioError as error:
         raise AudioError(f"cannot write '{key}': {error}; bring the file back, or ingest the data set again") from error
-    if sound.sha256 != sha256:
-        raise AudioError(f"'{key}' has changed since it was ingested; ingest the data set and dissect again")
     waveform, rate = np.clip(sound.waveform, -1, 1), sound.rate
     if target.suffix == ".mp3":
         fitting = next((known for known in _MP3_RATES if known >= rate), _MP3_RATES[-1])

@@ -13,12 +13,12 @@ from and_platform.core.names import normalise
 from and_platform.errors import InputError
 from and_platform.queries import unlearning as queries
 from and_platform.schema import Experiment
-from and_platform.services import devices, experiments
+from and_platform.services import ablations, devices, experiments
+from and_platform.services.ablations import Task, Unit
 from and_platform.services.experiments import Subject
 from and_platform.services.held_out import HeldOut, held_out
 from and_platform.services.progress import SILENT, Progress
-from and_platform.services.unlearning import outcomes, plans
-from and_platform.services.unlearning.outcomes import Task, Unit
+from and_platform.services.unlearning import plans
 from and_platform.services.unlearning.plans import Options, Plan, Target
 
 KIND = "unlearning"
@@ -119,14 +119,14 @@ def run(
         asked_for = asked.params | given_concepts(classes) | (_outdated(engine, about, classes, made) if plan else {})
         recipe = experiments.plan(about, KIND, fold=chosen.fold, clips=chosen.sha256, **asked_for)
         experiment = experiments.begin(session, about, recipe).id
-    with outcomes.in_turn(engine, experiment, progress):
+    with ablations.in_turn(engine, experiment, progress):
         measured = _measure(engine, about, experiment, chosen, asked, where, progress)
     with db.transaction(engine) as session:
         there = queries.measured_units(session, experiment=experiment)
         row = session.get_one(Experiment, experiment)
         if row.status != "complete" or measured:
             experiments.complete(
-                session, experiment, {**row.figures, **outcomes.facts(chosen), "left_out": asked.left_out}
+                session, experiment, {**row.figures, **ablations.facts(chosen), "left_out": asked.left_out}
             )
     ids = [there[unit.key] for unit in asked.units]
     return RunReport(
@@ -152,7 +152,7 @@ def given_concepts(classes: Sequence[Target]) -> dict[str, Any]:
 
 def _of_plan(engine: sa.Engine, made: Plan) -> _Asked:
     compared = plans.find(engine, made.compared_with_id) if made.compared_with_id is not None else None
-    unit = Unit(made.strategy, made.target_unit, None, made.seed, made.id)
+    unit = Unit(made.strategy, made.target_unit, seed=made.seed, plan_id=made.id)
     options = plans.options_of(compared or made)
     params = _params(options, compared.strategy if compared else "open", made.concept if made.target is None else None)
     return _Asked([unit], {made.id: made}, params, {})
@@ -222,7 +222,7 @@ def _by_strategy(
                             f"{strategy}: no concept of '{about.concept_set}' stands for it", []
                         ).append(one.name if one else str(concept))
                     else:
-                        units.append(Unit(strategy, one.unit if one else None, None, seed, made.id))
+                        units.append(Unit(strategy, one.unit if one else None, seed=seed, plan_id=made.id))
                     advance(1)
     for why, names in left_out.items():
         left_out[why] = list(dict.fromkeys(names))
@@ -292,22 +292,17 @@ def _measure(
 ) -> int:
     """Evaluate what is missing; returns the number of plans evaluated."""
     with db.transaction(engine) as session:
-        missing = _missing(session, experiment, asked.units)
+        missing = ablations.missing(session, experiment, asked.units)
         if missing:
             queries.copy_known_ablations(
                 session, experiment=experiment, plans=[unit.plan_id or 0 for unit in missing],
                 strategies=[unit.strategy for unit in missing], targets=[unit.target_unit for unit in missing],
                 seeds=[unit.seed for unit in missing],
             )  # fmt: skip
-            missing = _missing(session, experiment, missing)
+            missing = ablations.missing(session, experiment, missing)
         by_plan: dict[int, list[Unit]] = {}
         for unit in missing:
             by_plan.setdefault(unit.plan_id or 0, []).append(unit)
         selections = queries.plan_units(session, plans=list(by_plan))
     tasks = [Task(selections[plan], units) for plan, units in by_plan.items()]
-    return outcomes.measure(engine, about, experiment, chosen, tasks, len(tasks), device=device, progress=progress)
-
-
-def _missing(session: Any, experiment: int, units: Sequence[Unit]) -> list[Unit]:
-    there = queries.measured_units(session, experiment=experiment)
-    return [unit for unit in units if unit.key not in there]
+    return ablations.measure(engine, about, experiment, chosen, tasks, len(tasks), device=device, progress=progress)

@@ -14,12 +14,12 @@ from and_platform.core.resampling import crossed_interval
 from and_platform.errors import InputError, NotFoundError
 from and_platform.queries import unlearning as queries
 from and_platform.schema import Experiment, Recipe
-from and_platform.services import devices, experiments
+from and_platform.services import ablations, devices, experiments
+from and_platform.services.ablations import Task, Unit
 from and_platform.services.experiments import Subject
 from and_platform.services.held_out import HeldOut, held_out
 from and_platform.services.progress import SILENT, Progress
-from and_platform.services.unlearning import outcomes, plans
-from and_platform.services.unlearning.outcomes import Task, Unit
+from and_platform.services.unlearning import plans
 from and_platform.services.unlearning.plans import Options, Plan
 from and_platform.services.unlearning.runs import given_concepts
 
@@ -139,18 +139,20 @@ def run(
         experiment = experiments.begin(session, about, recipe).id
     wanted = [(plan, _sizes(plan, points)) for plan in made]
     total = sum(len(sizes) for _, sizes in wanted) * (1 + draws)
-    with outcomes.in_turn(engine, experiment, progress):
+    with ablations.in_turn(engine, experiment, progress):
         with db.reading(engine) as session:
             there = set(queries.measured_units(session, experiment=experiment))
         missing = [
             (plan, [unit for unit in _units(plan, sizes, draws) if unit.key not in there]) for plan, sizes in wanted
         ]
         n = sum(len(units) for _, units in missing)
-        outcomes.measure(engine, about, experiment, chosen, _tasks(engine, missing), n, device=where, progress=progress)
+        ablations.measure(
+            engine, about, experiment, chosen, _tasks(engine, missing), n, device=where, progress=progress
+        )
     with db.transaction(engine) as session:
         row = session.get_one(Experiment, experiment)
         if row.status != "complete" or n:
-            experiments.complete(session, experiment, {**row.figures, **outcomes.facts(chosen), "left_out": left_out})
+            experiments.complete(session, experiment, {**row.figures, **ablations.facts(chosen), "left_out": left_out})
     return SweepReport(experiment, n, total - n, left_out, chosen.caution)
 
 
@@ -171,9 +173,9 @@ def _sizes(plan: Plan, points: Sequence[int] | None) -> list[int]:
 
 
 def _units(plan: Plan, sizes: Sequence[int], draws: int) -> list[Unit]:
-    chosen = [Unit(plan.strategy, plan.target_unit, size, None, plan.id) for size in sizes]
+    chosen = [Unit(plan.strategy, plan.target_unit, size, plan_id=plan.id) for size in sizes]
     return chosen + [
-        Unit("random_matched", plan.target_unit, size, seed, None) for seed in range(draws) for size in sizes
+        Unit("random_matched", plan.target_unit, size, seed=seed) for seed in range(draws) for size in sizes
     ]
 
 
@@ -239,7 +241,7 @@ def rows(
                 sha256 = session.scalars(
                     sa.select(Recipe.sha256).join(Experiment).where(Experiment.id == sweep["id"])
                 ).one()
-                said = outcomes.source(about, sha256, sweep["figures"].get("held_out_clips"))
+                said = ablations.source(about, sha256, sweep["figures"].get("held_out_clips"))
                 said |= {
                     "strategy": strategy,
                     "experiment": sweep["id"],

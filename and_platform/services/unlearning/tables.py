@@ -15,9 +15,9 @@ from and_platform.core.resampling import crossed_interval
 from and_platform.errors import InputError, NotFoundError
 from and_platform.queries import unlearning as queries
 from and_platform.schema import Experiment, Recipe
-from and_platform.services import experiments, published
+from and_platform.services import ablations, experiments, published
 from and_platform.services.experiments import Subject
-from and_platform.services.unlearning import outcomes, plans, runs, sweep
+from and_platform.services.unlearning import plans, runs, sweep
 
 CHANGES = ("d_a", "d_r", "gap")
 
@@ -54,15 +54,26 @@ def table4(
         rows = queries.table_4(session, experiment=chosen["id"])
         cells = queries.target_changes(session, experiment=chosen["id"])
         sha256 = session.scalars(sa.select(Recipe.sha256).join(Experiment).where(Experiment.id == chosen["id"])).one()
-    said = outcomes.source(about, sha256, chosen["figures"].get("held_out_clips"))
+    said = ablations.source(about, sha256, chosen["figures"].get("held_out_clips"))
     said |= {"experiment": chosen["id"], "status": chosen["status"], "options": _told(chosen["params"])}
     return [{**row, **_intervals(cells, row["strategy"]), **said} for row in rows]
 
 
-def _experiment(session: Session, about: Subject, wanted: int | None) -> Row:
+def runs_of(engine: sa.Engine, network: str, dissection: int | None = None) -> list[Row]:
+    """The runs that `table4` can be made of, the one that it takes by default first: experiment, targets (classes)."""
+    with db.reading(engine) as session:
+        about = experiments.subject(session, network, dissection)
+        return [{"experiment": row["id"], "targets": row["n_targets"]} for row in _runs(session, about)]
+
+
+def _runs(session: Session, about: Subject) -> list[Row]:
     found = queries.unlearning_experiments(session, dissection=about.dissection_id, kind=runs.KIND)
-    for row in found:
-        if row["n_targets"] and wanted in (None, row["id"]):
+    return [row for row in found if row["n_targets"]]
+
+
+def _experiment(session: Session, about: Subject, wanted: int | None) -> Row:
+    for row in _runs(session, about):
+        if wanted in (None, row["id"]):
             return row
     which = (
         f"no run {wanted} of '{about.network}'"

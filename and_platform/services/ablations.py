@@ -1,9 +1,9 @@
-"""Ablating, and keeping what each class loses: what runs and sweeps share."""
+"""Ablating, and keeping what each class loses: what unlearning, sweeps and Figure 4 share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -11,11 +11,14 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
 
 from and_platform import db
 from and_platform.backends.base import Clip
 from and_platform.config import settings
 from and_platform.core.outcomes import by_class
+from and_platform.queries import unlearning as queries
+from and_platform.queries.unlearning import Key
 from and_platform.schema import Ablation, Experiment, Network
 from and_platform.services import locks, networks
 from and_platform.services.experiments import Subject
@@ -35,15 +38,16 @@ class Unit(NamedTuple):
     """A row of `ablations`: the unit of work."""
 
     strategy: str
-    target_unit: int | None
-    size: int | None
-    seed: int | None
-    plan_id: int | None
+    target_unit: int | None = None
+    size: int | None = None
+    share: float | None = None
+    seed: int | None = None
+    plan_id: int | None = None
 
     @property
-    def key(self) -> tuple[str, int | None, int | None, int | None]:
+    def key(self) -> Key:
         """What it is found again by."""
-        return self[:4]
+        return self[:5]
 
 
 class Task(NamedTuple):
@@ -53,13 +57,17 @@ class Task(NamedTuple):
     units: Sequence[Unit]
 
 
-@contextmanager
-def in_turn(engine: sa.Engine, experiment: int, progress: Progress) -> Iterator[None]:
+def in_turn(engine: sa.Engine, experiment: int, progress: Progress) -> AbstractContextManager[None]:
     """Two runs of one experiment at a time would compute everything twice: the second waits, and finds it done."""
-    with locks.held(
+    return locks.held(
         engine, f"experiment:{experiment}", lambda: progress.note("waiting for another run of the same experiment")
-    ):
-        yield
+    )
+
+
+def missing(session: Session, experiment: int, units: Iterable[Unit]) -> list[Unit]:
+    """Those that an experiment has not measured yet."""
+    there = queries.measured_units(session, experiment=experiment)
+    return [unit for unit in units if unit.key not in there]
 
 
 def measure(
@@ -110,7 +118,7 @@ def measure(
             rows = [
                 {
                     "experiment_id": experiment, "plan_id": unit.plan_id, "strategy": unit.strategy,
-                    "target_unit": unit.target_unit, "size": unit.size, "seed": unit.seed,
+                    "target_unit": unit.target_unit, "size": unit.size, "share": unit.share, "seed": unit.seed,
                     "n_neurons": sum(map(len, task.selection.values())),
                     "n_parameters": n_parameters_of(loaded, task.selection), "n_clips": chosen.n_clips, **before,
                     **{f"{key}_after": _nullable(getattr(means, key)[place]) for key in means._fields},
