@@ -20,7 +20,7 @@ class Network(Base):
 
     id: Mapped[int] = identity("Surrogate key.")
     name: Mapped[str] = mapped_column(unique=True, comment="What users call it.")
-    source: Mapped[str] = mapped_column(comment="How it is loaded: transformers, factory, or sample.")
+    source: Mapped[str] = mapped_column(comment="How it is loaded: transformers, beats, factory, or sample.")
     location: Mapped[str] = mapped_column(comment="Directory, hub id, or module:factory.")
     revision: Mapped[str] = mapped_column(comment="Hash of its weights: another revision is another network.")
     origin: Mapped[str | None] = mapped_column(

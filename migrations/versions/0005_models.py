@@ -23,10 +23,21 @@ def upgrade() -> None:
             comment="Where its weights were first taken from: hub id and commit, or a path; not part of the hash.",
         ),
     )
+    op.alter_column(
+        "networks",
+        "source",
+        existing_type=sa.Text(),
+        existing_nullable=False,
+        comment="How it is loaded: transformers, beats, factory, or sample.",
+        existing_comment="How it is loaded: transformers, factory, or sample.",
+    )
     op.add_column(
         "networks",
         sa.Column(
-            "origin", sa.Text(), nullable=True, comment="Hub id and commit of its weights; NULL for files and factories."
+            "origin",
+            sa.Text(),
+            nullable=True,
+            comment="Hub id and commit of its weights; NULL for files and factories.",
         ),
     )
     op.add_column(
@@ -64,9 +75,7 @@ def upgrade() -> None:
             nullable=False,
             comment="When it ended.",
         ),
-        sa.ForeignKeyConstraint(
-            ["run_id"], ["runs.id"], name=op.f("fk_training_epochs_run_id"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_training_epochs_run_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "epoch", name=op.f("pk_training_epochs")),
         comment="Epochs of `andp networks train`, as they end.",
     )
@@ -76,4 +85,12 @@ def downgrade() -> None:
     op.drop_table("training_epochs")
     op.drop_column("text_embeddings", "truncated")
     op.drop_column("networks", "origin")
+    op.alter_column(
+        "networks",
+        "source",
+        existing_type=sa.Text(),
+        existing_nullable=False,
+        comment="How it is loaded: transformers, factory, or sample.",
+        existing_comment="How it is loaded: transformers, beats, factory, or sample.",
+    )
     op.drop_column("recipes", "origin")

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from and_platform.backends.networks import resizing
+from and_platform.backends import beats as beats_model
+from and_platform.backends.networks import beats, resizing
 from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.backends.networks.hooks import find_module
 from and_platform.backends.networks.shared_passes import Selection, units_of
@@ -39,6 +40,7 @@ _SIZE_KEYS = ("intermediate_size", "encoder_ffn_dim", "ffn_dim")  # what configu
 _TRIAL_CLIPS, _TRIAL_SECONDS = 2, 1.0
 _TOLERANCE = 1e-4  # of the largest logit: sums in another order
 _Units = dict[str, tuple[int, ...]]
+_Savable = TransformersNetwork | beats.BeatsNetwork
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class PruneReport:
         No longer there, and there as zeros: rows of weights with their biases; where units are removed, the columns
         that read them too.
     stock
-        Whether plain `transformers` loads it without the Python file beside it.
+        Whether it loads without a Python file beside it: in plain `transformers`, or as a BEATs.
     """
 
     directory: Path
@@ -211,7 +213,8 @@ def save_pruned(
     *,
     training: Mapping[str, Any] | None = None,
 ) -> PruneReport:
-    """Save the network without the chosen neurons, as `transformers` loads it, with its feature extractor.
+    """Save the network without the chosen neurons: as `transformers` loads it, with its feature extractor, or as a BEATs
+    for `networks.beats.load`.
 
     Parameters
     ----------
@@ -225,7 +228,7 @@ def save_pruned(
         second. All other units are zeroed, for they are part of the residual stream; so is the last unit of a layer that
         would lose all. Where the layers end with different sizes, the configuration lists them as
         `feed_forward_sizes` and a Python file lies beside it: the platform loads the folder as any other, without running
-        that file, and plain `transformers` with `trust_remote_code=True`.
+        that file, and plain `transformers` with `trust_remote_code=True`. (A BEATs lists the sizes in its `cfg` alone.)
         Without `structured` all units are zeroed.
     training
         Written as `training.json`, from which `andp networks add` takes what the network was trained on: "dataset" and
@@ -238,7 +241,7 @@ def save_pruned(
     Raises
     ------
     BackendError
-        The network is not one of `transformers`, or its feed-forward layers cannot be taken apart.
+        The network comes from a factory, or its feed-forward layers cannot be taken apart.
     ConflictError
         There is a network in the directory.
     InputError
@@ -246,9 +249,9 @@ def save_pruned(
     ActivationError, NotFoundError
         The selection cannot be ablated.
     """
-    if not isinstance(network, TransformersNetwork):
+    if not isinstance(network, TransformersNetwork | beats.BeatsNetwork):
         raise BackendError(
-            f"'{network.name}' comes from a factory, so it cannot be saved for transformers; export the mask, and zero its "
+            f"'{network.name}' comes from a factory, so it cannot be saved without it; export the mask, and zero its "
             "units in your own code"
         )
     if (directory / "config.json").exists():
@@ -307,7 +310,7 @@ class _Cut:
                 state[key] = state[key][kept].contiguous()
 
 
-def _cuts(network: TransformersNetwork, units: _Units, pairs: Sequence[tuple[str, str]]) -> dict[str, _Cut]:
+def _cuts(network: LoadedNetwork, units: _Units, pairs: Sequence[tuple[str, str]]) -> dict[str, _Cut]:
     """Layer name -> what to take out there. The network is ablated meanwhile."""
     seconds = dict(pairs)
     paths = {layer.name: layer.module_path for layer in network.layers}
@@ -362,8 +365,10 @@ def _inputs(network: LoadedNetwork, paths: Sequence[str]) -> dict[str, Tensor]:
     return seen
 
 
-def _built(network: TransformersNetwork, state: Mapping[str, Tensor], sizes: list[int]) -> tuple[Any, bool]:
-    """A model of these weights, and whether its class is one of `transformers`' own."""
+def _built(network: _Savable, state: Mapping[str, Tensor], sizes: list[int]) -> tuple[Any, bool]:
+    """A model of these weights, and whether its class is one of `transformers`' own or a BEATs."""
+    if isinstance(network, beats.BeatsNetwork):
+        return beats_model.build(network.config.resized(sizes), state, network.name), True
     stock = stock_class(network.config)
     plain = copy.deepcopy(network.config)
     for key in ("feed_forward_sizes", "auto_map"):
@@ -394,13 +399,17 @@ def _built(network: TransformersNetwork, state: Mapping[str, Tensor], sizes: lis
     )
 
 
-def _must_agree(network: TransformersNetwork, model: Any) -> None:
+def _must_agree(network: _Savable, model: Any) -> None:
     """Compare the checkpoint with the network, which is ablated meanwhile."""
     batch = _trial(network)
     other = copy.copy(network)
     other.model = copy.deepcopy(model).to(network.device)
     with torch.no_grad():
         masked, pruned = network.forward(batch), other.forward(batch)
+    if masked is None or pruned is None:
+        raise BackendError(
+            f"'{network.name}' has no classes, so a smaller copy cannot be compared with it by its logits"
+        )
     off, scale = float((masked - pruned).abs().max()), max(1.0, float(masked.abs().max()))
     if not off <= _TOLERANCE * scale:
         raise BackendError(
@@ -434,7 +443,7 @@ class {PRUNED}{stock.__name__}({stock.__name__}):
 def _write(
     directory: Path,
     model: Any,
-    network: TransformersNetwork,
+    network: _Savable,
     modeling: str | None,
     training: Mapping[str, Any] | None,
 ) -> None:
@@ -443,9 +452,12 @@ def _write(
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".pruned-") as name:
             folder = Path(name)
-            with quiet():
-                model.save_pretrained(folder)
-                network.extractor.save_pretrained(folder)
+            if isinstance(network, beats.BeatsNetwork):
+                beats.write(model, network.classes, folder)
+            else:
+                with quiet():
+                    model.save_pretrained(folder)
+                    network.extractor.save_pretrained(folder)
             if modeling is not None:
                 (folder / f"{_MODELING}.py").write_text(modeling, encoding="utf-8")
             if training is not None:
