@@ -85,7 +85,8 @@ def map_classes(session: Session, network_id: int, concept_set_id: int) -> list[
     if not network.classes:
         raise InputError(
             f"'{network.name}' has no class names, so its last layer cannot be evaluated; "
-            "add it with them under a new name: id2label in its configuration, or the option 'classes'"
+            "add it with them under a new name: id2label in its configuration, or the option 'classes'; an encoder gets "
+            "its classes by fine-tuning: andp networks train DIRECTORY --from LOCATION"
         )
     known = concept_names(session, concept_set_id)
     given = {

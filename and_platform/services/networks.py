@@ -34,7 +34,8 @@ def add(
     name
         What to call it.
     location
-        A `transformers` audio-classification directory or hub id, or `module:factory`.
+        A `transformers` audio-classification directory or hub id, a published BEATs file or a directory with one that
+        the platform saved, or `module:factory`.
     trained_on, held_out_fold
         Data set it was trained on, and the fold that was left out: evaluation may use that fold only. Taken from
         `training.json` beside the weights where `andp networks train` wrote it.
@@ -47,15 +48,24 @@ def add(
     from and_platform.backends.networks import load_network
 
     directory = Path(location).expanduser()
-    if directory.is_dir():
+    if directory.exists():
         location = str(directory.resolve())
     loaded = load_network(location)
     told = load_json(directory / "training.json") if (directory / "training.json").is_file() else {}
     return _store(
-        engine, name, "transformers" if ":" not in location or directory.is_dir() else "factory", location, loaded,
+        engine, name, _source(location), location, loaded,
         trained_on or told.get("dataset"), held_out_fold if held_out_fold is not None else told.get("held_out_fold"),
         told,
     )  # fmt: skip
+
+
+def _source(location: str) -> str:
+    """How a network is loaded: beats, transformers or factory."""
+    from and_platform.backends.networks.beats import is_beats
+
+    if is_beats(location):
+        return "beats"
+    return "factory" if ":" in location and not Path(location).is_dir() else "transformers"
 
 
 def ensure_sample(engine: sa.Engine) -> Network:
@@ -91,7 +101,7 @@ def _store(
         network = Network(
             name=name, source=source, location=location, revision=loaded.revision, architecture=loaded.architecture,
             sample_rate=loaded.rate, n_parameters=loaded.n_parameters, classes=list(loaded.classes or []),
-            trained_on=trained_on, held_out_fold=held_out_fold, extra=dict(extra),
+            trained_on=trained_on, held_out_fold=held_out_fold, extra=dict(extra), origin=_hub_origin(loaded),
         )  # fmt: skip
         session.add(network)
         session.flush()
@@ -114,6 +124,11 @@ def _store(
                 {"layer": layer.id, "n": layer.n_units, "classes": classes},
             )
         return network
+
+
+def _hub_origin(loaded: LoadedNetwork) -> str | None:
+    """Hub id and commit; None for what lies in a folder, which `location` tells."""
+    return loaded.origin if loaded.origin and "@" in loaded.origin and not Path(loaded.origin).exists() else None
 
 
 def load(network: Network) -> LoadedNetwork:

@@ -328,11 +328,11 @@ def test_missing_files_say_what_to_do(ast_directory: Path, tmp_path: Path, monke
     with pytest.raises(WeightsMissingError, match="has no weights"):
         load_network(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 16)
-    with pytest.raises(BackendError, match="cannot be loaded as an audio classifier"):
+    with pytest.raises(BackendError, match="cannot be loaded as an audio network"):
         load_network(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(WeightsMissingError, match="neither a directory here nor a model"):
+    with pytest.raises(WeightsMissingError, match="is neither a directory here, nor in the cache"):
         load_network("someone/some-network")
 
 

@@ -256,7 +256,7 @@ def test_wrong_sizes_in_a_configuration_are_refused(ast: LoadedNetwork, tmp_path
     save_pruned(ast, {"b01.ff_in": [0]}, tmp_path, structured=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"feed_forward_sizes": sizes}))
-    with pytest.raises(BackendError, match="cannot be loaded as an audio classifier"):
+    with pytest.raises(BackendError, match="cannot be loaded as an audio network"):
         load_network(tmp_path)
 
 

@@ -52,9 +52,13 @@ class LoadedNetwork(ABC):
         a network without blocks every layer.
     uniform_length
         True where clips of different lengths must not share a batch, since padding would change the results.
+    origin
+        Where the weights were taken from: a hub id with its commit ("openai/whisper-base@e37978b..."), or a directory;
+        None for a function of the user's.
     """
 
     uniform_length = False
+    origin: str | None = None
 
     def __init__(
         self,
@@ -92,7 +96,10 @@ class LoadedNetwork(ABC):
         """Logits [B, C] of a batch made by `prepare`, or None for a network without classes."""
 
     def frame_mask(self, batch: Batch, layer: LayerSpec, n_positions: int) -> Tensor | None:
-        """Bool [B, n_positions], True where a position of a layer's output is sound; None where all of them are."""
+        """Bool [B, n_positions], True where a position of a layer's output is sound; None where all of them are.
+
+        The positions of a `windowed` layer come window by window.
+        """
         return None
 
     @property
@@ -135,12 +142,12 @@ class LoadedNetwork(ABC):
         self.model.to(device)
 
     def select(self, globs: Sequence[str], pooling: str | None = None) -> list[LayerSpec]:
-        """Layers whose names match any of the patterns ("b0*.ff_*", "head"), in network order.
+        """Layers whose names or module paths match any of the patterns, in network order.
 
         Parameters
         ----------
         globs
-            Shell patterns on layer names.
+            Shell patterns: "b0*.ff_*", "head", "features.3", "encoder.layers.*.fc1". `*` stands for dots as well.
         pooling
             Instead of the default pooling; the head keeps its own.
 
@@ -149,20 +156,35 @@ class LoadedNetwork(ABC):
         NotFoundError
             A pattern matches no layer.
         ActivationError
-            There is no such pooling.
+            There is no such pooling, or a layer has no such position.
         """
-        names = [layer.name for layer in self.layers]
         for glob in globs:
-            if not any(fnmatchcase(name, glob) for name in names):
-                near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or names[:3]
-                raise NotFoundError(f"no layer of '{self.name}' matches '{glob}'; there are {', '.join(near)} …")
-        chosen = [layer for layer in self.layers if any(fnmatchcase(layer.name, glob) for glob in globs)]
+            if not any(_matches(layer, glob) for layer in self.layers):
+                raise NotFoundError(self._no_match(glob))
+        chosen = [layer for layer in self.layers if any(_matches(layer, glob) for glob in globs)]
         return chosen if pooling is None else with_pooling(chosen, pooling)
 
     def layer(self, name: str) -> LayerSpec:
         """The layer of that name; NotFoundError where there is none."""
         found = next((layer for layer in self.layers if layer.name == name), None)
         return found if found is not None else self.select([name])[0]
+
+    def _no_match(self, glob: str) -> str:
+        left_out = [path for path in self.left_out if fnmatchcase(path, glob)]
+        if left_out:
+            return f"'{left_out[0]}' of '{self.name}' cannot be recorded: {self.left_out[left_out[0]]}"
+        names = [layer.name for layer in self.layers]
+        paths = [layer.module_path for layer in self.layers]
+        near = difflib.get_close_matches(glob, [*names, *paths], n=3, cutoff=0.4) or names[:3]
+        if glob in dict(self.model.named_modules()):
+            kind = type(self.model.get_submodule(glob)).__name__
+            within = sum(path.startswith(f"{glob}.") for path in paths)
+            hint = f"for the {within} in it: '{glob}.*'" if within else f"there are {', '.join(near)} …"
+            return f"'{glob}' of '{self.name}' is a {kind}, and layers are linear or convolutional; {hint}"
+        return (
+            f"no layer of '{self.name}' matches '{glob}'; there are {', '.join(near)} … (a pattern is that of a name or of "
+            "a module's path; andp networks show lists both)"
+        )
 
     @contextmanager
     def ablated(self, selection: Mapping[str, Units], *, allow_head: bool = False) -> Iterator[None]:
@@ -179,7 +201,23 @@ class LoadedNetwork(ABC):
 
 
 def with_pooling(layers: Sequence[LayerSpec], pooling: str) -> list[LayerSpec]:
-    """The same layers with another pooling; a head keeps the network's own reduction."""
+    """The same layers with another pooling; a head keeps the network's own reduction.
+
+    Raises
+    ------
+    ActivationError
+        There is no such pooling, or a layer that computes within windows has no first position.
+    """
     if pooling not in POOLINGS:
         raise ActivationError(f"unknown pooling '{pooling}'; use one of: {', '.join(POOLINGS)}")
+    windowed = next((layer.name for layer in layers if layer.windowed), None)
+    if pooling == "first" and windowed is not None:
+        raise ActivationError(
+            f"layer {windowed} computes within windows, and the first position of the first window means nothing; "
+            "use the pooling mean or max"
+        )
     return [layer if layer.pooling == NETWORK_POOLING else replace(layer, pooling=pooling) for layer in layers]
+
+
+def _matches(layer: LayerSpec, glob: str) -> bool:
+    return fnmatchcase(layer.name, glob) or fnmatchcase(layer.module_path, glob)

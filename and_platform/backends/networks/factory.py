@@ -20,11 +20,13 @@ forward : callable
     `forward(module, batch) -> logits [B, C] or None`; needed where the module does not return its logits (a tensor, or
     the first of a tuple), before any softmax or sigmoid.
 pooling : str
-    Default for all layers but the head: first, mean (the default here) or max.
+    Default for all layers but the head: first, mean (the default here) or max. Linear layers of attention within
+    windows, whose outputs are [B * windows, positions, units], get mean instead of first.
 default_layers : list of str
-    Patterns on layer names, instead of the rule of the paper (BEATs: ["b*.ff_*", "head"]).
+    Patterns on layer names or module paths (["features.*"]), instead of the rule of the paper (BEATs: ["b*.ff_*", "head"]).
 frame_mask : callable
-    `frame_mask(batch, layer_name, n_positions) -> bool [B, n_positions] or None`, True where there is sound.
+    `frame_mask(batch, layer_name, n_positions) -> bool [B, n_positions] or None`, True where there is sound; of a layer
+    within windows the positions come window by window.
 uniform_length : bool
     True where clips of different lengths must not share a batch.
 

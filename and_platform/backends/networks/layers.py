@@ -7,7 +7,7 @@ of them really run and what they return.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -49,7 +49,8 @@ class LayerSpec:
     blocks. `pooling` is the default: first, mean, max, or network for the head. `time_dim` is the axis of time
     in what the module returns, once `units_last` outputs of four dimensions have their units moved to axis 1.
     `output_path` is the module whose output is this layer's where the layer's own module is never called and its
-    weights are used by its parent instead.
+    weights are used by its parent instead. `windowed` is true of attention within windows, whose linear layers return
+    [clips * windows, positions, units], the windows of a clip side by side: their positions follow no order of time.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LayerSpec:
     time_dim: int = 1
     units_last: bool = True
     output_path: str | None = None
+    windowed: bool = False
 
     @property
     def hook_path(self) -> str:
@@ -74,6 +76,7 @@ class _Seen:
 
     order: int
     shape: tuple[int, ...]
+    grouped: bool = False  # the rows of a clip stand side by side, and there are several
     calls: int = 1
 
 
@@ -87,9 +90,10 @@ def discover_layers(
     model
         In evaluation mode.
     probe
-        Runs one forward pass of `PROBE_CLIPS` clips; returns their logits, or None for a network without classes.
+        Runs one forward pass of `PROBE_CLIPS` times the same clip; returns the logits, or None for a network without
+        classes.
     pooling
-        Default for all layers but the head.
+        Default for all layers but the head, and for those within windows `mean` instead of `first`.
 
     Returns
     -------
@@ -100,14 +104,14 @@ def discover_layers(
     seen, logits = _run(model, probe)
     found: dict[str, tuple[_Weighty, str]] = {}  # module path -> the module, and the path where its output shows
     left_out: dict[str, str] = {}
+    blocks, stages = _blocks_and_stages(model)
     for path, module in model.named_modules():
         if path and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-            where, reason = _observed(model, path, module, seen)
+            where, reason = _observed(path, module, seen, blocks)
             if where is None:
                 left_out[path] = reason
             else:
                 found[path] = (module, where)
-    blocks = _block_prefixes(model)
     head = _head_path(found, seen, blocks, None if logits is None else logits.shape[-1])
     base = _common_prefix(model)
 
@@ -125,11 +129,13 @@ def discover_layers(
             name = kind = "embed"
         else:
             kind = "linear" if linear else "conv"
-            name = path.removeprefix(base)
+            stage, inner = _block_of(path, stages)
+            name = path.removeprefix(base) if stage is None else f"s{stage:02d}.{inner}"
         # a macaron block has two feed-forward pairs: the second is b00.ff_in_2
         taken[name] = taken.get(name, 0) + 1
         if taken[name] > 1:
             name = f"{name}_{taken[name]}"
+        windowed = len(seen[where].shape) == 3 and seen[where].shape[0] != PROBE_CLIPS
         layers.append(
             LayerSpec(
                 name=name,
@@ -137,13 +143,20 @@ def discover_layers(
                 block=block,
                 kind=kind,
                 n_units=int(module.weight.shape[0]),
-                pooling=NETWORK_POOLING if path == head else pooling,
+                pooling=_pooling(pooling, path == head, windowed),
                 time_dim=_time_dim(linear, len(seen[where].shape)),
                 units_last=linear,
                 output_path=None if where == path else where,
+                windowed=windowed,
             )
         )
     return layers, left_out
+
+
+def _pooling(default: str, head: bool, windowed: bool) -> str:
+    if head:
+        return NETWORK_POOLING
+    return "mean" if windowed and default == "first" else default
 
 
 def _time_dim(linear: bool, n_dims: int) -> int:
@@ -160,7 +173,7 @@ def _run(model: nn.Module, probe: Callable[[], Tensor | None]) -> tuple[dict[str
         if path in seen:
             seen[path].calls += 1
         elif (tensor := first_tensor(output)) is not None:
-            seen[path] = _Seen(len(seen), tuple(tensor.shape))
+            seen[path] = _Seen(len(seen), tuple(tensor.shape), _grouped(tensor))
 
     handles = []
     try:
@@ -174,7 +187,18 @@ def _run(model: nn.Module, probe: Callable[[], Tensor | None]) -> tuple[dict[str
     return seen, logits
 
 
-def _observed(model: nn.Module, path: str, module: _Weighty, seen: dict[str, _Seen]) -> tuple[str | None, str]:
+def _grouped(output: Tensor) -> bool:
+    """Whether an output of more rows than clips has those of a clip side by side: the probe's clips are all the same."""
+    rows = output.shape[0] if output.dim() == 3 else 0
+    if rows <= PROBE_CLIPS or rows % PROBE_CLIPS:
+        return False
+    by_clip = output.unflatten(0, (PROBE_CLIPS, -1))
+    # rounding differs with a row's place in a batch
+    near = 1e-3 * float(by_clip[0].abs().max())
+    return all(torch.allclose(by_clip[0], other, rtol=1e-3, atol=near) for other in by_clip[1:])
+
+
+def _observed(path: str, module: _Weighty, seen: dict[str, _Seen], blocks: Sequence[str]) -> tuple[str | None, str]:
     """The path of the module whose output is this layer's; None and the reason where there is none."""
     where = path
     if path not in seen:
@@ -189,23 +213,44 @@ def _observed(model: nn.Module, path: str, module: _Weighty, seen: dict[str, _Se
         return None, "its module runs more than once in a forward pass"
     n_units = module.weight.shape[0]
     axis = -1 if isinstance(module, nn.Linear) else 1
-    if len(shape) not in (2, 3, 4) or shape[0] != PROBE_CLIPS or shape[axis] != n_units:
-        return None, f"its output for {PROBE_CLIPS} clips, {shape}, is not [clips, ..., units]"
-    return where, ""
+    if len(shape) in (2, 3, 4) and shape[0] == PROBE_CLIPS and shape[axis] == n_units:
+        return where, ""
+    number, _ = _block_of(path, blocks)
+    if isinstance(module, nn.Linear) and seen[where].grouped and shape[-1] == n_units and number is not None:
+        around = seen.get(blocks[number])
+        places = shape[0] // PROBE_CLIPS * shape[1]
+        if around is not None and around.shape[:2] == (PROBE_CLIPS, places):
+            return where, ""
+        if around is not None and len(around.shape) == 3 and around.shape[0] == PROBE_CLIPS:
+            return None, f"its windows hold {places} positions of {around.shape[1]}: padding, which no mask tells apart"
+    return None, f"its output for {PROBE_CLIPS} clips, {shape}, is not [clips, ..., units]"
 
 
 def _is_attention(path: str) -> bool:
     return "att" in path.rpartition(".")[2].lower()
 
 
-def _block_prefixes(model: nn.Module) -> list[str]:
-    """Paths of the blocks: the children of the list that holds most of the network's linear layers."""
+def _blocks_and_stages(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Paths of the blocks in order: the children of the list that holds most of the network's linear layers.
+
+    Where these are stages, each with a list of its own that holds its attention (as in a Swin transformer), the blocks
+    are those of all stages, one after the other, and the paths of the stages come second.
+    """
+    blocks = _largest_list(model, "")
+    stages: list[str] = []
+    while blocks and all(_is_stage(model, path) for path in blocks):
+        stages = blocks
+        blocks = [block for stage in stages for block in _largest_list(model.get_submodule(stage), f"{stage}.")]
+    return blocks, stages
+
+
+def _largest_list(model: nn.Module, prefix: str) -> list[str]:
     best: tuple[int, list[str]] = (0, [])
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
         counts = [sum(isinstance(inner, nn.Linear) for inner in child.modules()) for child in module]
-        children = [f"{path}.{i}" if path else str(i) for i in range(len(counts))]
+        children = [f"{prefix}{path}.{i}" if path else f"{prefix}{i}" for i in range(len(counts))]
         # a block has several linear layers, and blocks are alike; a plain stack of layers is no list of blocks
         alike = len({type(child) for child in module}) == 1
         if alike and min(counts, default=0) >= 2 and sum(counts) > best[0]:
@@ -213,7 +258,19 @@ def _block_prefixes(model: nn.Module) -> list[str]:
     return best[1]
 
 
-def _block_of(path: str, blocks: list[str]) -> tuple[int | None, str]:
+def _is_stage(model: nn.Module, path: str) -> bool:
+    """Whether all attention of a module lies in its list of blocks: experts, say, are a list beside attention."""
+    stage = model.get_submodule(path)
+    inner = _largest_list(stage, "")
+    attention = [
+        name
+        for name, module in stage.named_modules()
+        if isinstance(module, nn.Linear) and any("att" in part.lower() for part in name.split(".")[:-1])
+    ]
+    return bool(inner and attention) and all(_block_of(name, inner)[0] is not None for name in attention)
+
+
+def _block_of(path: str, blocks: Sequence[str]) -> tuple[int | None, str]:
     for number, prefix in enumerate(blocks):
         if path.startswith(prefix + "."):
             return number, path[len(prefix) + 1 :]

@@ -93,9 +93,10 @@ def _passes(
     network.to(device)
     specs = {layer.name: layer for layer in layers}
     batch: Batch = {}
+    n_clips = 0
 
     def reduce(name: str, output: Tensor) -> Tensor:
-        return _pooled(network, specs[name], output, batch)
+        return _pooled(network, specs[name], output, batch, n_clips)
 
     stream = iter(clips)
     while taken := list(islice(stream, batch_size)):
@@ -104,12 +105,13 @@ def _passes(
         values: list[Tensor] = []
         logits: list[Tensor | None] = []
         for members in together(network, taken):
+            n_clips = len(members)
             batch = network.prepare([taken[i].waveform for i in members])
             batch = {key: tensor.to(device) for key, tensor in batch.items()}
             paths = {layer.name: layer.hook_path for layer in layers}
             with torch.inference_mode(), recording(network.model, paths, reduce) as captured:
                 out = network.forward(batch)
-                values.append(_side_by_side(network, layers, captured, out, len(members)))
+                values.append(_side_by_side(network, layers, captured, out, n_clips))
             logits.append(out)
             order += members
         back = torch.tensor(order).argsort()
@@ -121,7 +123,9 @@ def _passes(
         )
 
 
-def _pooled(network: LoadedNetwork, layer: LayerSpec, output: Tensor, batch: Batch) -> Tensor:
+def _pooled(network: LoadedNetwork, layer: LayerSpec, output: Tensor, batch: Batch, n_clips: int) -> Tensor:
+    if layer.windowed:
+        output = _by_clip(layer, output, n_clips)
     if layer.pooling == NETWORK_POOLING:
         # a head that runs before the reduction over time is replaced by the logits after the pass
         return output.clone() if output.dim() == 2 else output[:0]
@@ -135,6 +139,14 @@ def _pooled(network: LoadedNetwork, layer: LayerSpec, output: Tensor, batch: Bat
         return pool(output, layer.pooling, mask, layer.time_dim if output.dim() > 2 else None).clone()
     except ActivationError as exc:
         raise ActivationError(f"layer {layer.name}: {exc}") from exc
+
+
+def _by_clip(layer: LayerSpec, output: Tensor, n_clips: int) -> Tensor:
+    """[clips * windows, positions, units] as [clips, windows * positions, units]."""
+    if output.dim() != 3 or output.shape[0] % n_clips:
+        raise ActivationError(f"layer {layer.name} gave {tuple(output.shape)} values within windows of {n_clips} clips")
+    grouped: Tensor = output.unflatten(0, (n_clips, -1)).flatten(1, 2)
+    return grouped
 
 
 def _side_by_side(
