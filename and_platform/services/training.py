@@ -1,22 +1,29 @@
-"""Training small networks on a data set, by the recipes that stand for the paper's training strategies (Table 1)."""
+"""Training networks on a data set, by the paper's training strategies (Table 1): small ones, and published ones."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from and_platform import db
 from and_platform.errors import ConfigError, InputError
-from and_platform.services import networks, provenance
+from and_platform.schema import TrainingEpoch
+from and_platform.services import devices, networks, provenance
 from and_platform.services.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from and_platform.backends.networks import finetuning
+    from and_platform.backends.networks.finetuning import EpochMetrics, FineTuneConfig, FineTuneResult
     from and_platform.backends.networks.training import TrainResult
 
 PRETRAINED = "pretrained"
+_NOTES = 25  # lines about epochs that a run prints
 
 
 def train(
@@ -106,6 +113,122 @@ def train(
             )  # fmt: skip
         run.counts["test_accuracy"] = result.test_accuracy
     return result
+
+
+def finetune(
+    engine: sa.Engine,
+    directory: Path,
+    dataset: str,
+    held_out_fold: int,
+    source: str,
+    *,
+    recipe: str = "finetuned",
+    validation_fold: int | None = None,
+    patience: int | None = None,
+    device: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress = SILENT,
+) -> FineTuneResult:
+    """Train a published network on a data set's clips of all folds but one.
+
+    Each epoch leaves a row in `training_epochs` and, in the directory, where the run stands: the same call goes on there.
+    The row of the epoch that is saved gets the accuracy on the fold held out, which is measured once, at the end.
+
+    Parameters
+    ----------
+    directory
+        Where to save; new, empty, or that of the same run, begun before.
+    dataset
+        A data set whose clips have labels and folds.
+    held_out_fold
+        Neither trained on nor used to choose anything, and tested on at the end.
+    source
+        Weights to start from: what `load_network` loads.
+    recipe
+        `supervised` and `finetuned` train all weights; what the published ones had learned from is what tells them apart.
+        `frozen` trains the final linear layer.
+    validation_fold, patience, options
+        See `backends.networks.finetuning.finetune`.
+    device
+        By default that of the settings.
+
+    Raises
+    ------
+    ConfigError, InputError, BackendError
+        As `backends.networks.finetuning.finetune`.
+    """
+    from and_platform.backends.networks import finetuning
+
+    device = devices.device(device)
+    options = dict(options or {})
+    arguments = {
+        "dataset": dataset, "held_out_fold": held_out_fold, "recipe": recipe, "from": source, "directory": directory,
+        "validation_fold": validation_fold, "patience": patience, "device": device, **options,
+    }  # fmt: skip
+    with provenance.run(engine, "networks train", arguments) as run:
+        with db.reading(engine) as session:
+            items = [finetuning.Item(*clip) for clip in networks.training_items(session, dataset)]
+        result = finetuning.finetune(
+            items, held_out_fold, source, directory,
+            trainable="head" if recipe == "frozen" else "all", options=options, validation_fold=validation_fold,
+            patience=patience, device=device, provenance={"dataset": dataset, "strategy": recipe},
+            listener=_listener(engine, run, progress, validation_fold),
+        )  # fmt: skip
+        if result.begun_at > len(result.epochs):
+            progress.note(f"no epoch was left to do: {directory} has been trained like this")
+        with db.transaction(engine) as session:
+            session.execute(
+                sa.update(TrainingEpoch)
+                .where(TrainingEpoch.run_id == run.id, TrainingEpoch.epoch == result.saved_epoch)
+                .values(test_accuracy=result.test_accuracy)
+            )
+        run.counts |= {
+            "clips": result.n_train, "epochs": len(result.epochs) - result.begun_at + 1, "begun_at": result.begun_at,
+            "saved_epoch": result.saved_epoch, "test_accuracy": result.test_accuracy,
+        }  # fmt: skip
+    return result
+
+
+def told(result: TrainResult | FineTuneResult) -> dict[str, Any]:
+    """What came out, in JSON's types; the course is one entry for each epoch."""
+    course = [metrics._asdict() for metrics in result.epochs]
+    whole = result._asdict() if isinstance(result, tuple) else dict(vars(result))
+    whole |= {"directory": str(result.directory), "epochs": course}
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in whole.items()}
+
+
+def _listener(
+    engine: sa.Engine, run: provenance.RunHandle, progress: Progress, validation_fold: int | None
+) -> finetuning.Listener:
+    """Rows for the epochs, bars for the batches, and some lines for whoever watches."""
+    from and_platform.backends.networks.finetuning import Listener
+
+    class Told(Listener):
+        last, every = 0, 1
+
+        def stage(self, name: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+            return progress.stage(name, total, unit)
+
+        def begins(self, config: FineTuneConfig, epoch: int) -> None:
+            self.last, self.every = config.epochs, math.ceil(config.epochs / _NOTES)
+            if 1 < epoch <= config.epochs:
+                progress.note(f"going on after epoch {epoch - 1} of {config.epochs}")
+
+        def epoch(self, metrics: EpochMetrics) -> None:
+            with db.transaction(engine) as session:
+                session.add(
+                    TrainingEpoch(
+                        run_id=run.id, epoch=metrics.epoch, loss=metrics.loss, learning_rate=metrics.learning_rate,
+                        validation_accuracy=metrics.validation_accuracy, seconds=metrics.seconds,
+                    )
+                )  # fmt: skip
+            run.counts["epochs"] = run.counts.get("epochs", 0) + 1
+            if metrics.epoch % self.every == 0 or metrics.epoch in (1, self.last):
+                right = metrics.validation_accuracy
+                told = "" if right is None else f", {right:.3f} of fold {validation_fold} right"
+                progress.note(f"epoch {metrics.epoch} of {self.last}: loss {metrics.loss:.4f}{told}")
+
+    return Told()
 
 
 def _check_directory(directory: Path) -> None:

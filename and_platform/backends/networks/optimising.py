@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+
+def warm_cosine(warmup: float, steps: int) -> Callable[[int], float]:
+    """The schedule: a factor of the learning rate for each step.
+
+    It rises linearly in the first share `warmup` of all steps, and falls after them as a cosine does, to zero.
+    """
+    warm = max(1, int(warmup * steps))
+
+    def rate_at(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    return rate_at
 
 
 class Optimiser:
@@ -42,14 +57,7 @@ class Optimiser:
             lr=learning_rate,
             betas=(0.9, 0.98),
         )
-        warm = max(1, int(warmup * steps))
-
-        def rate_at(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, rate_at)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, warm_cosine(warmup, steps))
 
     def step(self, loss: Tensor) -> None:
         """Go down the gradient of a loss."""
