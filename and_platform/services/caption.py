@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +22,7 @@ from and_platform.backends.base import BackendRecipe, Captioner
 from and_platform.backends.base import Clip as DecodedClip
 from and_platform.core import acoustics, describer
 from and_platform.core.text import cut_repeats, names_label, split_sentences
-from and_platform.errors import AudioError, GenerationError, ManifestError
+from and_platform.errors import AudioError, BackendError, GenerationError, ManifestError
 from and_platform.schema import Caption, Clip, Dataset, Failure, ProbingSet, ProbingSetClip
 from and_platform.services import provenance
 from and_platform.services.dissections import forget_without
@@ -29,7 +31,10 @@ from and_platform.services.provenance import RecipePlan
 from and_platform.services.texts import text_ids
 
 _BATCH = 200
-_MODEL_BATCH = 8
+_DECODED_AHEAD = 2  # batches of a model that wait in memory
+_DECODERS = 4
+
+_Made = list[tuple["_Row", str | Exception]]
 
 OFFLINE_CAPTIONS = (
     "these captions come from acoustic measurements: they say how a clip sounds, not what it is. "
@@ -46,6 +51,7 @@ class _Row:
     labels: tuple[str, ...]
     source_caption: str | None
     features: Mapping[str, Any]
+    duration_s: float
 
 
 class CaptionMaker(Protocol):
@@ -57,8 +63,11 @@ class CaptionMaker(Protocol):
         """Whether there is a caption to be made of this clip."""
         ...
 
-    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
-        """A caption per clip, an exception where there is none to be had; clips without one to give are left out."""
+    def make(self, rows: Sequence[_Row]) -> Iterator[_Made]:
+        """A caption per clip, an exception where there is none to be had, in lists that are to be kept at once.
+
+        `rows` are clips that there is a caption to be made of; they may come back in another order.
+        """
         ...
 
 
@@ -71,10 +80,9 @@ class _Source:
     def has(self, row: _Row) -> bool:
         return bool(row.source_caption)
 
-    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
-        for row in rows:
-            if row.source_caption:
-                yield row, row.source_caption
+    def make(self, rows: Sequence[_Row]) -> Iterator[_Made]:
+        for part in _parts(rows):
+            yield [(row, row.source_caption or "") for row in part]
 
 
 class _Describer:
@@ -87,9 +95,14 @@ class _Describer:
     def has(self, row: _Row) -> bool:
         return True
 
-    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
+    def describe(self, rows: Sequence[_Row]) -> list[str]:
+        """What there is to say of each clip."""
         features = [acoustics.AcousticFeatures(**row.features) for row in rows]
-        yield from zip(rows, describer.describe_many(features, self._thresholds), strict=True)
+        return describer.describe_many(features, self._thresholds)
+
+    def make(self, rows: Sequence[_Row]) -> Iterator[_Made]:
+        for part in _parts(rows):
+            yield list(zip(part, self.describe(part), strict=True))
 
 
 class _Joined:
@@ -104,13 +117,16 @@ class _Joined:
     def has(self, row: _Row) -> bool:
         return True
 
-    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
-        for row, said in self._describer.make(rows):
-            assert isinstance(said, str)
-            source = (row.source_caption or "").strip()
-            if source and source[-1] not in ".!?":
-                source += "."
-            yield row, f"{source} {said}".strip()
+    def make(self, rows: Sequence[_Row]) -> Iterator[_Made]:
+        for part in _parts(rows):
+            yield [(row, self._join(row, said)) for row, said in zip(part, self._describer.describe(part), strict=True)]
+
+    @staticmethod
+    def _join(row: _Row, said: str) -> str:
+        source = (row.source_caption or "").strip()
+        if source and source[-1] not in ".!?":
+            source += "."
+        return f"{source} {said}".strip()
 
 
 class _File:
@@ -127,14 +143,17 @@ class _File:
     def has(self, row: _Row) -> bool:
         return bool(self._caption(row))
 
-    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
-        for row in rows:
-            if caption := self._caption(row):
-                yield row, caption
+    def make(self, rows: Sequence[_Row]) -> Iterator[_Made]:
+        for part in _parts(rows):
+            yield [(row, self._caption(row) or "") for row in part]
 
 
 class _Model:
-    """An audio language model."""
+    """An audio language model.
+
+    The longest clips come first, over all that wait: a batch holds clips of like length, and whether the longest fit
+    into memory shows at once. While the model works on a batch, the next ones are decoded.
+    """
 
     def __init__(self, captioner: Captioner) -> None:
         self._captioner = captioner
@@ -143,32 +162,46 @@ class _Model:
     def has(self, row: _Row) -> bool:
         return True
 
-    def make(self, rows: Sequence[_Row]) -> Iterator[tuple[_Row, str | Exception]]:
-        for start in range(0, len(rows), _MODEL_BATCH):
-            decoded: list[tuple[_Row, DecodedClip]] = []
-            for row in rows[start : start + _MODEL_BATCH]:
-                try:
-                    waveform, rate = audio.load(Path(row.root) / row.path, self._captioner.rate)
-                except AudioError as exc:
-                    yield row, exc
-                else:
-                    decoded.append((row, DecodedClip(row.path, waveform, rate, row.source_caption, row.labels)))
-            yield from self._caption(decoded)
+    def make(self, rows: Sequence[_Row]) -> Iterator[_Made]:
+        for batch in self._decoded(sorted(rows, key=lambda row: -row.duration_s)):
+            failed: _Made = [(row, clip) for row, clip in batch if isinstance(clip, AudioError)]
+            clips = [(row, clip) for row, clip in batch if not isinstance(clip, AudioError)]
+            yield failed + list(zip((row for row, _ in clips), self._caption([clip for _, clip in clips]), strict=True))
 
-    def _caption(self, decoded: Sequence[tuple[_Row, DecodedClip]]) -> Iterator[tuple[_Row, str | Exception]]:
-        """A batch at once; where one clip spoils it, clip by clip."""
-        if not decoded:
-            return
+    def _caption(self, clips: Sequence[DecodedClip]) -> Sequence[str | Exception]:
+        if not clips:
+            return []
         try:
-            captions = self._captioner.caption_batch([clip for _, clip in decoded])
-        except GenerationError as exc:
-            if len(decoded) == 1:
-                yield decoded[0][0], exc
-            else:
-                for one in decoded:
-                    yield from self._caption([one])
-        else:
-            yield from zip((row for row, _ in decoded), captions, strict=True)
+            return self._captioner.caption_batch(clips)
+        except GenerationError as exc:  # of all of them
+            return [exc] * len(clips)
+
+    def _decoded(self, rows: Sequence[_Row]) -> Iterator[list[tuple[_Row, DecodedClip | AudioError]]]:
+        """Batches of decoded clips in the order of `rows`; no more than a few of them are in memory."""
+        waiting = deque(rows)
+        ahead: deque[list[tuple[_Row, Future[DecodedClip | AudioError]]]] = deque()
+        pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        try:
+            while waiting or ahead:
+                while waiting and len(ahead) < _DECODED_AHEAD:
+                    batch = [waiting.popleft() for _ in range(min(self._captioner.batch_size, len(waiting)))]
+                    ahead.append([(row, pool.submit(self._decode, row)) for row in batch])
+                yield [(row, decoded.result()) for row, decoded in ahead.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, row: _Row) -> DecodedClip | AudioError:
+        try:
+            waveform, rate = audio.load(Path(row.root) / row.path, self._captioner.rate)
+        except AudioError as exc:
+            return exc
+        return DecodedClip(row.path, waveform, rate, row.source_caption, row.labels)
+
+
+def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+    """Stretches of clips whose captions are kept at once."""
+    for start in range(0, len(rows), _BATCH):
+        yield rows[start : start + _BATCH]
 
 
 def _told_sha256(rows: Sequence[_Row]) -> str:
@@ -244,21 +277,37 @@ def caption(
     progress: Progress = SILENT,
     run_id: int | None = None,
 ) -> int:
-    """Caption the clips of a probing set that have no caption of this recipe; returns how many were written."""
+    """Caption the clips of a probing set that have no caption of this recipe; returns how many were written.
+
+    Each batch is kept as soon as it is made, so that a run that is killed loses one batch at most. A clip that gets no
+    caption is a failure, which the next call tries again.
+
+    Raises
+    ------
+    BackendError
+        If the captioner as a whole is at fault (an endpoint that does not answer); what was made before is kept.
+    """
     with db.transaction(engine) as session:
         recipe_id = provenance.recipe_id(session, plan(captions))
-        rows = _rows(session, probing.id, without=recipe_id)
+        rows = [row for row in _rows(session, probing.id, without=recipe_id) if captions.has(row)]
     if not rows:
         return 0
     written = 0
     with progress.stage("caption", len(rows), "clips") as advance:
-        for start in range(0, len(rows), _BATCH):
-            batch = rows[start : start + _BATCH]
-            made = list(captions.make(batch))
+        for batch in captions.make(rows):
+            fault = next((said for _, said in batch if _concerns_all(said)), None)
+            made = [(row, said) for row, said in batch if not _concerns_all(said)]
             with db.transaction(engine) as session:
                 written += _write(session, recipe_id, made, run_id)
-            advance(len(batch))
+            advance(len(made))
+            if isinstance(fault, BackendError):
+                raise fault
     return written
+
+
+def _concerns_all(said: str | Exception) -> bool:
+    """Whether it is no answer about a clip, but a fault that every clip would meet."""
+    return isinstance(said, BackendError) and not isinstance(said, GenerationError)
 
 
 def _write(session: Session, recipe_id: int, made: Sequence[tuple[_Row, str | Exception]], run_id: int | None) -> int:
@@ -307,7 +356,7 @@ def _write(session: Session, recipe_id: int, made: Sequence[tuple[_Row, str | Ex
 
 def _rows(session: Session, probing_set_id: int, *, without: int | None = None) -> list[_Row]:
     query = (
-        sa.select(Clip.id, Clip.path, Dataset.root, Clip.labels, Clip.source_caption, Clip.features)
+        sa.select(Clip.id, Clip.path, Dataset.root, Clip.labels, Clip.source_caption, Clip.features, Clip.duration_s)
         .join(ProbingSetClip, ProbingSetClip.clip_id == Clip.id)
         .join(Dataset, Dataset.id == Clip.dataset_id)
         .where(ProbingSetClip.probing_set_id == probing_set_id)
@@ -317,8 +366,8 @@ def _rows(session: Session, probing_set_id: int, *, without: int | None = None) 
         there = sa.select(Caption.id).where(Caption.clip_id == Clip.id, Caption.recipe_id == without)
         query = query.where(~there.exists())
     return [
-        _Row(clip, path, root, tuple(labels), source, features)
-        for clip, path, root, labels, source, features in session.execute(query)
+        _Row(clip, path, root, tuple(labels), source, features, duration_s)
+        for clip, path, root, labels, source, features, duration_s in session.execute(query)
     ]
 
 

@@ -1,0 +1,177 @@
+"""Captions from SALMONN (Tang et al. 2024, ICLR), the captioner of the paper, many clips at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from and_platform.backends.base import BackendRecipe, Clip
+from and_platform.backends.batching import BatchSize, each_by_length, pick_device, pick_dtype
+from and_platform.backends.captioners.answers import check_captions, check_rate
+from and_platform.backends.captioners.salmonn_layout import read_layout
+from and_platform.backends.sampling import seed_of, seeded_choice
+from and_platform.core.prompts import CAPTION_PROMPT
+from and_platform.errors import ConfigError, MissingExtraError
+
+_QUANTISATIONS = ("4bit", "8bit")
+
+
+class SalmonnCaptioner:
+    """One caption per clip, the same whatever else is in its batch: by beam search as published, or sampled.
+
+    Of a clip the first 30 s are heard, the window of the Whisper encoder; one that is shorter than 1 s is followed by
+    silence. Both are as published.
+
+    Parameters
+    ----------
+    source
+        Directory with the four parts of a SALMONN, see `salmonn_layout.read_layout`.
+    prompt
+        What the model is asked; the default is the paper's (Appendix A.1).
+    num_beams, repetition_penalty, length_penalty, max_tokens
+        Of the search; the defaults are the published ones.
+    early_stopping
+        When a search of several beams ends, as transformers has it: False (published), True, or "never" before nothing
+        better can come. Under the same setting transformers today ends some searches sooner than the version that
+        SALMONN was published with did; "never" comes closest to that one, and takes longer.
+    temperature, top_p, seed
+        0 searches; above 0 samples, each clip with a seed of its own made of `seed` and its samples; `num_beams` 1.
+    dtype
+        Of the language model: "auto", or the name of one, see `batching.pick_dtype`. The other parts keep float32 and
+        multiply in it, as published.
+    quantization
+        "4bit" or "8bit": weights of the language model in fewer bits through bitsandbytes.
+
+    Raises
+    ------
+    ConfigError
+        If options do not go together, or salmonn.toml is wrong.
+    MissingExtraError
+        If bitsandbytes (for quantization) is not installed.
+    WeightsMissingError
+        If a part is missing, or the parts do not belong together.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        prompt: str = CAPTION_PROMPT,
+        num_beams: int = 4,
+        early_stopping: bool | str = False,
+        repetition_penalty: float = 1.0,
+        length_penalty: float = 1.0,
+        max_tokens: int = 200,
+        temperature: float = 0.0,
+        top_p: float = 0.9,
+        seed: int = 0,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        batch_size: int = 8,
+        device: str | None = None,
+    ) -> None:
+        if temperature > 0 and num_beams > 1:
+            raise ConfigError(
+                "a captioner samples (temperature) or searches (num_beams), not both; set num_beams to 1 to sample"
+            )
+        if early_stopping not in (False, True, "never"):
+            raise ConfigError(f"early_stopping is false, true or \"never\", not '{early_stopping}'")
+        if quantization is not None and quantization not in _QUANTISATIONS:
+            raise ConfigError(f"there is no quantization '{quantization}'; there is: {', '.join(_QUANTISATIONS)}")
+        if quantization and find_spec("bitsandbytes") is None:
+            raise MissingExtraError("bitsandbytes", "large-models")
+        layout = read_layout(source)
+        settings = layout.settings
+        self._around = settings.around_speech(prompt)
+
+        from transformers import AutoConfig, GenerationConfig
+
+        from and_platform.backends.captioners.salmonn_model import SHORTEST_S, Salmonn
+        from and_platform.backends.weights import loading
+
+        where = pick_device(device)
+        with loading(str(layout.vicuna.path)):
+            stored = AutoConfig.from_pretrained(layout.vicuna.path).dtype
+        wanted = pick_dtype(dtype, where, stored)
+        self._model = Salmonn(layout, where, wanted, quantization)
+        self.rate: int | None = self._model.rate
+        self._temperature, self._top_p, self._seed = temperature, top_p, seed
+        self._batches = BatchSize(batch_size)
+        end = self._model.tokenizer.eos_token_id
+        # Nothing of the language model's own defaults may change the search.
+        self._model.llm.generation_config = GenerationConfig(
+            max_new_tokens=max_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+            repetition_penalty=repetition_penalty,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            bos_token_id=self._model.tokenizer.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        params: dict[str, Any] = {
+            "prompt": prompt,
+            "prompt_template": settings.prompt_template,
+            "num_beams": num_beams,
+            "repetition_penalty": repetition_penalty,
+            "max_tokens": max_tokens,
+            "dtype": str(wanted).removeprefix("torch."),
+            "lora_alpha": settings.lora_alpha,
+            "window_frames": [self._model.connector.kernel, self._model.connector.stride],
+            "min_seconds": SHORTEST_S,
+            "max_seconds": self._model.longest_s,
+            "whisper": layout.whisper.revision,
+            "beats": layout.beats.revision,
+            "vicuna": layout.vicuna.revision,
+        }
+        if num_beams > 1:
+            params |= {"length_penalty": length_penalty, "early_stopping": early_stopping}
+        if temperature > 0:
+            params |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+        if quantization:
+            params["quantization"] = quantization
+        self.recipe = BackendRecipe("salmonn", layout.checkpoint.revision, params, layout.checkpoint.origin)
+
+    @property
+    def batch_size(self) -> int:
+        """Clips at a time; fewer once memory has run out."""
+        return self._batches.size
+
+    def caption_batch(self, clips: Sequence[Clip]) -> list[str | Exception]:
+        """One caption per clip, in order; an exception where the model refused, said nothing or ran out of memory.
+
+        Raises
+        ------
+        AudioError
+            If a clip does not come at `rate`, or has no samples.
+        """
+        check_rate(clips, self.rate)
+        said = each_by_length(clips, lambda clip: int(clip.waveform.size), self._batches, self._caption)
+        return check_captions(clips, said)
+
+    def _caption(self, clips: list[Clip]) -> list[str]:
+        texts: list[str] = self._model.tokenizer.batch_decode(self._answer(clips), skip_special_tokens=True)
+        return texts
+
+    def _answer(self, clips: list[Clip]) -> list[list[int]]:
+        """The tokens that the language model goes on with, up to its end of text."""
+        import torch
+
+        model = self._model
+        with torch.inference_mode():
+            asked = model.prompt_embeddings(model.encode([clip.waveform for clip in clips]), *self._around)
+            # All clips make equally many tokens, so that nothing is padded and everything is attended to.
+            attended = torch.ones(asked.shape[:2], dtype=torch.long, device=asked.device)
+            output = model.llm.generate(
+                inputs_embeds=asked, attention_mask=attended, logits_processor=self._choice(clips)
+            )
+        end = model.tokenizer.eos_token_id
+        return [ids[: ids.index(end)] if end in ids else ids for ids in output.tolist()]
+
+    def _choice(self, clips: Sequence[Clip]) -> Any:
+        if self._temperature <= 0:
+            return None
+        seeds = [seed_of(self._seed, clip.waveform.tobytes()) for clip in clips]
+        return seeded_choice(seeds, self._temperature, self._top_p)
