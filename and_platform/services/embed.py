@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from and_platform import db, queries
-from and_platform.backends.base import TextEncoder
+from and_platform.backends.base import TextEncoder, Windowed
 from and_platform.schema import Encoder, Layer
 from and_platform.services import provenance
 from and_platform.services.progress import SILENT, Progress
@@ -22,6 +23,19 @@ _BATCH = 512
 _HNSW_LONGEST = 2000
 
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CutTexts:
+    """How many texts an encoder has read only the beginning of."""
+
+    what: str
+    """What the texts are: captions, points, concepts."""
+    encoder: str
+    max_tokens: int | None
+    """Tokens that it reads; None: it does not tell, or reads all."""
+    n_texts: int
+    n_cut: int
 
 
 def plan(encoder: TextEncoder) -> RecipePlan:
@@ -75,9 +89,10 @@ def embed_texts(
         with progress.stage(name, len(missing), "texts") as advance:
             for start in range(0, len(missing), _BATCH):
                 batch = missing[start : start + _BATCH]
-                vectors = encoder.embed_texts([row.text for row in batch])
+                texts = [row.text for row in batch]
+                vectors, cut = encoder.embed_texts(texts), _is_cut(encoder, texts)
                 with db.transaction(engine) as session:
-                    _insert(session, encoder_id, [row.id for row in batch], vectors)
+                    _insert(session, encoder_id, [row.id for row in batch], vectors, cut)
                 advance(len(batch))
     return encoder_id
 
@@ -108,6 +123,51 @@ def embed_summaries(
     return made
 
 
+def cut_texts(engine: sa.Engine, encoder: TextEncoder, text_ids: Sequence[int], what: str) -> CutTexts:
+    """Count the texts that were longer than an encoder's window, among those that it has embedded (ids may repeat).
+
+    Vectors from before this was kept are caught up on: their texts are split into tokens, not embedded again.
+    """
+    with db.reading(engine) as session:
+        encoder_id = session.scalar(
+            sa.text("SELECT e.id FROM encoders e JOIN recipes r ON r.id = e.recipe_id WHERE r.sha256 = :sha256"),
+            {"sha256": plan(encoder).sha256},
+        )
+        known = {"ids": sorted(set(text_ids)), "encoder": encoder_id}
+        rows = session.execute(
+            sa.text(
+                "SELECT text_id, truncated FROM text_embeddings WHERE encoder_id = :encoder AND text_id = ANY (:ids)"
+            ),
+            known,
+        ).all()
+        cut = {row.text_id: row.truncated for row in rows}
+        unknown = session.execute(
+            sa.text("SELECT id, text FROM texts WHERE id = ANY (:ids) ORDER BY id"),
+            {"ids": [text_id for text_id, told in cut.items() if told is None]},
+        ).all()
+    for start in range(0, len(unknown), _BATCH):
+        batch = unknown[start : start + _BATCH]
+        found = dict(
+            zip([row.id for row in batch], _is_cut(encoder, [row.text for row in batch]).tolist(), strict=True)
+        )
+        cut.update(found)
+        with db.transaction(engine) as session:
+            session.execute(
+                sa.text(
+                    "UPDATE text_embeddings SET truncated = text_id = ANY (:cut)"
+                    " WHERE encoder_id = :encoder AND text_id = ANY (:ids)"
+                ),
+                {"cut": [key for key, is_cut in found.items() if is_cut], "ids": list(found), "encoder": encoder_id},
+            )
+    window = encoder.max_tokens if isinstance(encoder, Windowed) else None
+    embedded = [cut[text_id] for text_id in text_ids if text_id in cut]
+    return CutTexts(what, encoder.recipe.name, window, len(embedded), sum(map(bool, embedded)))
+
+
+def _is_cut(encoder: TextEncoder, texts: Sequence[str]) -> NDArray[np.bool_]:
+    return encoder.is_cut(texts) if isinstance(encoder, Windowed) else np.zeros(len(texts), bool)
+
+
 def text_vectors(session: Session, encoder_id: int, text_ids: Sequence[int]) -> Floats:
     """Vectors of the texts, in the order given (ids may repeat); all of them must have been embedded."""
     distinct, places = np.unique(np.asarray(text_ids, np.int64), return_inverse=True)
@@ -121,10 +181,15 @@ def text_vectors(session: Session, encoder_id: int, text_ids: Sequence[int]) -> 
     return vectors[places]
 
 
-def _insert(session: Session, encoder_id: int, text_ids: Sequence[int], vectors: Floats) -> None:
+def _insert(
+    session: Session, encoder_id: int, text_ids: Sequence[int], vectors: Floats, cut: NDArray[np.bool_]
+) -> None:
     db.insert_new(
         session,
         "text_embeddings",
-        {"encoder_id": "int8", "text_id": "int8", "embedding": "vector"},
-        ((encoder_id, text_id, Vector(vector)) for text_id, vector in zip(text_ids, vectors, strict=True)),
+        {"encoder_id": "int8", "text_id": "int8", "embedding": "vector", "truncated": "bool"},
+        (
+            (encoder_id, text_id, Vector(vector), is_cut)
+            for text_id, vector, is_cut in zip(text_ids, vectors, cut.tolist(), strict=True)
+        ),
     )

