@@ -6,9 +6,9 @@ provenance of every row computed with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,26 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Form:
+    """What an answer must look like, for engines that can be held to it while they decode.
+
+    `count` of the `choices` are named, and a free `reason` of at most `reason_chars` characters stands before or
+    after them, or nowhere. `backends.llms.forms` writes a form down for each engine.
+    """
+
+    choices: tuple[str, ...]
+    reason: Literal["none", "before", "after"] = "none"
+    count: int = 1
+    reason_chars: int = 600
+
+    def __post_init__(self) -> None:
+        if not self.choices or any(not choice.strip() or not choice.isprintable() for choice in self.choices):
+            raise ValueError("a form needs choices, and each of them some text on one line")
+        if self.reason == "after" and self.count != 1:
+            raise ValueError("only a single choice can have its reason after it")
+
+
+@dataclass(frozen=True)
 class Generation:
     """One answer of an LLM, with what it cost."""
 
@@ -82,13 +102,28 @@ class Backend(Protocol):
 
 @runtime_checkable
 class TextEncoder(Backend, Protocol):
-    """Text to unit vectors. `scale` multiplies the cosine before a softmax over concepts (method.md: 100)."""
+    """Text to unit vectors. `scale` multiplies the cosine before a softmax over concepts.
+
+    `dim` and `scale` are the encoder's own, as is the normalisation: nobody who uses one assumes them.
+    """
 
     dim: int
     scale: float
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Unit-normalised float32 [len(texts), dim]."""
+        ...
+
+
+@runtime_checkable
+class Windowed(Protocol):
+    """An encoder that reads only the beginning of a long text, and tells so; one that does not is taken to read all."""
+
+    max_tokens: int | None
+    """Tokens that it reads of a text, those that enclose it included; None: all."""
+
+    def is_cut(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Bool [len(texts)]: which texts are longer. Cheap: they are split into tokens, not embedded."""
         ...
 
 
@@ -105,12 +140,22 @@ class TextAudioEncoder(TextEncoder, Protocol):
 
 @runtime_checkable
 class Captioner(Backend, Protocol):
-    """Sound to text. `rate` is the sampling rate the clips must come in, None for any."""
+    """Sound to text.
+
+    `rate` is the sampling rate the clips must come in, None for any; `batch_size` how many clips it wants at a time.
+    It may shrink where memory runs out.
+    """
 
     rate: int | None
 
+    @property
+    def batch_size(self) -> int: ...
+
     def caption_batch(self, clips: Sequence[Clip]) -> list[str | Exception]:
-        """One caption per clip, in order; an exception stands where a clip got none."""
+        """One caption per clip, in order; an exception stands where a clip got none.
+
+        A `GenerationError` concerns that clip alone, any other `BackendError` the backend as a whole.
+        """
         ...
 
 
@@ -120,6 +165,22 @@ class LLM(Backend, Protocol):
 
     def generate(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[Generation | Exception]:
         """One answer per prompt, in order; an exception stands where a prompt finally failed."""
+        ...
+
+
+@runtime_checkable
+class StreamingLLM(LLM, Protocol):
+    """An LLM that hands out each answer when it is there, and may keep forms.
+
+    `structured` says whether forms are kept; where they are not, none is given to it.
+    """
+
+    structured: bool
+
+    def stream(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, form: Form | None = None
+    ) -> Iterator[tuple[int, Generation | Exception]]:
+        """The place of each prompt with its answer, in any order; an exception stands where it finally failed."""
         ...
 
 

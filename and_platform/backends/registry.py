@@ -54,17 +54,21 @@ def _late(module: str, attribute: str) -> Callable[[], Callable[..., Any]]:
     return entry.load
 
 
-def _openai() -> Callable[..., Any]:
-    from and_platform.backends.llms.openai import OpenAILLM
+def _at_endpoint(name: str, module: str, attribute: str) -> Callable[[], Callable[..., Any]]:
+    """For backends that are made of what MODEL@URL says."""
 
-    def make(where: str, **options: Any) -> OpenAILLM:
-        model, at, url = where.rpartition("@")
-        if not at or not model:
-            raise ConfigError(f"'openai:{where}' names no endpoint; write openai:MODEL@http://host:port/v1")
-        llm: OpenAILLM = _call("openai", OpenAILLM, model, url, **options)
-        return llm
+    def load() -> Callable[..., Any]:
+        factory = _late(module, attribute)()
 
-    return make
+        def make(where: str, **options: Any) -> Any:
+            model, at, url = where.rpartition("@")
+            if not at or not model:
+                raise ConfigError(f"'{name}:{where}' names no endpoint; write {name}:MODEL@http://host:port/v1")
+            return _call(name, factory, model, url, **options)
+
+        return make
+
+    return load
 
 
 _BACKENDS: dict[str, dict[str, _Backend]] = {
@@ -92,6 +96,19 @@ _BACKENDS: dict[str, dict[str, _Backend]] = {
             "transformers",
             usage=":PATH_OR_ID",
         ),
+        "open-clip": _Backend(
+            _late("encoders.open_clip_text", "OpenClipTextEncoder"),
+            "text tower of a CLIP, through open_clip",
+            "open_clip",
+            "clip",
+            ":PATH_OR_ID|ARCHITECTURE@FILE_OR_TAG",
+        ),
+        "laion-clap": _Backend(
+            _late("encoders.laion_clap", "LaionClapEncoder"),
+            "text and sound in one space, LAION's checkpoints through their own package",
+            "laion_clap",
+            usage=":CHECKPOINT",
+        ),
     },
     "captioner": {
         "audio-lm": _Backend(
@@ -100,9 +117,27 @@ _BACKENDS: dict[str, dict[str, _Backend]] = {
             "transformers",
             usage=":PATH_OR_ID",
         ),
+        "salmonn": _Backend(
+            _late("captioners.salmonn", "SalmonnCaptioner"),
+            "SALMONN, the captioner of the paper, from its four downloads",
+            "peft",
+            "salmonn",
+            ":DIRECTORY",
+        ),
+        "openai-audio": _Backend(
+            _at_endpoint("openai-audio", "captioners.openai_audio", "OpenAIAudioCaptioner"),
+            "an OpenAI-compatible endpoint that takes sound",
+            "httpx",
+            usage=":MODEL@http://host:port/v1",
+        ),
     },
     "llm": {
-        "openai": _Backend(_openai, "an OpenAI-compatible endpoint", "httpx", usage=":MODEL@http://host:port/v1"),
+        "openai": _Backend(
+            _at_endpoint("openai", "llms.openai", "OpenAILLM"),
+            "an OpenAI-compatible endpoint",
+            "httpx",
+            usage=":MODEL@http://host:port/v1",
+        ),
         "transformers": _Backend(
             _late("llms.transformers_llm", "TransformersLLM"),
             "a causal language model in this process",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CAPTION_PROMPT = "Please describe the audio in detail."
 
@@ -99,7 +100,12 @@ def icl_prompt(concepts: Sequence[str], description: str, *, examples: int = 2) 
 
 
 def icl_answer(answer: str) -> str:
-    """The part of an answer that should name the concept: the last "Answer:" line, or else the last line."""
+    """The part of an answer that should name the concept: the last "Answer:" line, or else the last line.
+
+    Of an answer that is JSON, its "answer".
+    """
+    if isinstance(named := _fields(answer).get("answer"), str):
+        return named
     lines = [match["text"] for match in _ANSWER.finditer(answer)]
     return (lines or answer.strip().splitlines() or [""])[-1].strip(" \t\"'\u201c\u201d\u2018\u2019*`.")
 
@@ -138,9 +144,11 @@ def parse_several(answer: str, concepts: Sequence[str], n: int = 5) -> list[str]
     that is a concept but for case, `_` and `-` is given as the concept; another one as it was said, to be taken for the
     concept nearest to it by sentence embedding.
     """
+    if isinstance(listed := _fields(answer).get("answer"), list):
+        return list(dict.fromkeys(parse_icl(str(word), concepts) or str(word) for word in listed))[:n]
     marks = list(_ANSWER_MARK.finditer(answer))
     told = answer[marks[-1].end() :] if marks else answer
-    pieces = [piece for line in told.splitlines() for piece in _LISTED.sub("", line).split(";")]
+    pieces = [piece for line in told.splitlines() for piece in _at_semicolons(_LISTED.sub("", line), concepts)]
     if not any("," in concept for concept in concepts):
         pieces = [part for piece in pieces for part in piece.split(",")]
     said = [_LISTED.sub("", piece).strip(" \t\"'\u201c\u201d\u2018\u2019*`.") for piece in pieces]
@@ -150,12 +158,45 @@ def parse_several(answer: str, concepts: Sequence[str], n: int = 5) -> list[str]
 
 def parse_verdict(answer: str) -> Verdict:
     """Read the yes or no of a filter's answer; the rest is the reason."""
+    told = _fields(answer)
+    if isinstance(word := told.get("answer"), str) and word.lower() in {"yes", "no"}:
+        return Verdict(word.lower() == "yes", str(told.get("reason", "")).strip())
     text = answer.strip()
     first = _VERDICT_FIRST.match(text)
     if first:
         return Verdict(first["word"].lower() == "yes", text[first.end() :].strip())
     later = _VERDICT_LATER.search(text)
     return Verdict(later["word"].lower() == "yes" if later else None, text)
+
+
+def _at_semicolons(line: str, concepts: Sequence[str]) -> list[str]:
+    """The parts of a line between semicolons, less those that belong to the name of a concept."""
+    if whole := [re.escape(concept) for concept in concepts if ";" in concept]:
+        line = re.sub("|".join(whole), lambda name: name[0].replace(";", "\0"), line, flags=re.IGNORECASE)
+    return [part.replace("\0", ";") for part in line.split(";")]
+
+
+def after_thinking(answer: str) -> str:
+    """An answer without what a reasoning model thinks aloud before it, between <think> and </think>.
+
+    Empty where the thinking has no end. The first mark is missing where the chat template has written it.
+    """
+    _, end, told = answer.rpartition("</think>")
+    if end:
+        return told.strip()
+    return "" if answer.lstrip().startswith("<think>") else answer
+
+
+def _fields(answer: str) -> dict[str, Any]:
+    """The fields of an answer that is a JSON object, bare or in a code block; none of any other answer."""
+    text = answer.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    if not text.startswith("{"):
+        return {}
+    try:
+        told = json.loads(text, strict=False)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _plain(name: str) -> str:

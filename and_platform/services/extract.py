@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from and_platform import db, queries
-from and_platform.backends.base import LLM, Prompt, Tagger, TextEncoder
+from and_platform.backends.base import LLM, Form, Prompt, Tagger, TextEncoder
 from and_platform.core import acoustic_words, prompts, terms
 from and_platform.core.facets import REVISION
 from and_platform.schema import Layer, Term
@@ -19,6 +19,7 @@ from and_platform.services.progress import SILENT, Progress
 from and_platform.services.provenance import RecipePlan
 
 MAX_TOKENS = 128
+VERDICT = Form(("Yes", "No"), "after", reason_chars=300)
 _BATCH = 500
 
 Judged = tuple[bool, float | None, str]
@@ -63,7 +64,9 @@ class LLMJudge:
 
     def verdicts(self, engine: sa.Engine, adjectives: Sequence[str], progress: Progress) -> list[Judged | str]:
         asked = [Prompt(prompts.filter_prompt(word)) for word in adjectives]
-        said = generate.ask(engine, self.llm, asked, max_tokens=MAX_TOKENS, name="ask: adjectives", progress=progress)
+        said = generate.ask(
+            engine, self.llm, asked, max_tokens=MAX_TOKENS, name="ask: adjectives", form=VERDICT, progress=progress
+        )
         found: list[Judged | str] = []
         for answer in said:
             if answer.text is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,13 +13,15 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from and_platform import db
-from and_platform.backends.base import LLM, Generation, Prompt
+from and_platform.backends.base import LLM, Form, Generation, Prompt, StreamingLLM
+from and_platform.core import prompts as reading
 from and_platform.errors import BackendError, GenerationError
 from and_platform.services import provenance
 from and_platform.services.progress import SILENT, Progress
 from and_platform.services.provenance import RecipePlan
 
-_BATCH = 64
+_STORED_TOGETHER = 64
+_STORE_AFTER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ def ask(
     *,
     max_tokens: int,
     name: str,
+    form: Form | None = None,
     progress: Progress = SILENT,
 ) -> list[Said]:
     """The answers to prompts, in order; those asked before come from the database.
@@ -50,6 +55,9 @@ def ask(
         Longest answer.
     name
         What the progress bar says.
+    form
+        What the answers are held to, where the LLM keeps forms. Its answers may then be JSON (`core.prompts` reads
+        either).
 
     Raises
     ------
@@ -58,25 +66,70 @@ def ask(
     """
     with db.transaction(engine) as session:
         recipe_id = provenance.recipe_id(session, plan(llm))
-    keys = [_key(prompt, max_tokens) for prompt in prompts]
+    held = form if isinstance(llm, StreamingLLM) and llm.structured else None
+    keys = [_key(prompt, max_tokens, held) for prompt in prompts]
     distinct = dict(zip(keys, prompts, strict=True))
     with db.reading(engine) as session:
-        said = {key: Said(answer) for key, answer in _stored(session, recipe_id, list(distinct)).items()}
+        said = {key: _said(answer) for key, answer in _stored(session, recipe_id, list(distinct)).items()}
     todo = [(key, prompt) for key, prompt in distinct.items() if key not in said]
     if todo:
         with progress.stage(name, len(todo), "prompts") as advance:
-            for start in range(0, len(todo), _BATCH):
-                batch = todo[start : start + _BATCH]
-                answers = llm.generate([prompt for _, prompt in batch], max_tokens=max_tokens)
+            for batch, answers in _in_batches(llm, todo, max_tokens, held):
                 kept = _keep(engine, recipe_id, batch, answers)
-                for answer in answers:
-                    # The endpoint itself is at fault: no prompt of this or the next batch can do better.
-                    if isinstance(answer, BackendError) and not isinstance(answer, GenerationError):
-                        raise answer
                 for (key, _), answer in zip(batch, answers, strict=True):
-                    said[key] = Said(kept[key]) if key in kept else Said(None, f"{type(answer).__name__}: {answer}")
+                    said[key] = _said(kept[key]) if key in kept else Said(None, f"{type(answer).__name__}: {answer}")
                 advance(len(batch))
     return [said[key] for key in keys]
+
+
+Asked = tuple[str, Prompt]
+"""A prompt with its key before it."""
+
+
+def _in_batches(
+    llm: LLM, todo: Sequence[Asked], max_tokens: int, form: Form | None
+) -> Iterator[tuple[list[Asked], list[Generation | Exception]]]:
+    """Answers with what they answer, as many at a time as are stored together.
+
+    Raises
+    ------
+    BackendError
+        The LLM itself is at fault: no further prompt can do better. All answers there are come before it.
+    """
+    batch: list[Asked] = []
+    answers: list[Generation | Exception] = []
+    fault: BackendError | None = None
+    since = time.monotonic()
+    try:
+        for place, answer in _one_by_one(llm, [prompt for _, prompt in todo], max_tokens, form):
+            if isinstance(answer, BackendError) and not isinstance(answer, GenerationError):
+                fault = fault or answer
+                continue
+            batch.append(todo[place])
+            answers.append(answer)
+            if len(batch) >= _STORED_TOGETHER or time.monotonic() - since > _STORE_AFTER_S:
+                yield batch, answers
+                batch, answers, since = [], [], time.monotonic()
+    except BackendError as exc:
+        fault = exc
+    if batch:
+        yield batch, answers
+    if fault:
+        raise fault
+
+
+def _one_by_one(
+    llm: LLM, prompts: Sequence[Prompt], max_tokens: int, form: Form | None
+) -> Iterator[tuple[int, Generation | Exception]]:
+    """Places of prompts with their answers; an LLM that does not stream is asked a batch at a time."""
+    if isinstance(llm, StreamingLLM):
+        yield from llm.stream(prompts, max_tokens=max_tokens, form=form)
+        return
+    for start in range(0, len(prompts), _STORED_TOGETHER):
+        answers = llm.generate(prompts[start : start + _STORED_TOGETHER], max_tokens=max_tokens)
+        yield from enumerate(answers, start)
+        if any(isinstance(answer, BackendError) and not isinstance(answer, GenerationError) for answer in answers):
+            return
 
 
 def _keep(
@@ -116,8 +169,15 @@ def _stored(session: Session, recipe_id: int, keys: Sequence[str]) -> dict[str, 
     return dict(rows.all())
 
 
-def _key(prompt: Prompt, max_tokens: int) -> str:
-    return hashlib.sha256(f"{prompt.system}\0{prompt.user}\0{max_tokens}".encode()).hexdigest()
+def _key(prompt: Prompt, max_tokens: int, form: Form | None = None) -> str:
+    held = "" if form is None else f"\0{provenance.canonical(dataclasses.asdict(form))}"
+    return hashlib.sha256(f"{prompt.system}\0{prompt.user}\0{max_tokens}{held}".encode()).hexdigest()
+
+
+def _said(answer: str) -> Said:
+    """What is to be read of an answer as it was kept."""
+    text = reading.after_thinking(answer)
+    return Said(text) if text else Said(None, "the answer ended before the model had done thinking")
 
 
 class Usage(NamedTuple):

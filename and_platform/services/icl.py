@@ -8,7 +8,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from and_platform import db
-from and_platform.backends.base import LLM, Prompt, TextEncoder
+from and_platform.backends.base import LLM, Form, Prompt, TextEncoder
 from and_platform.core import prompts
 from and_platform.schema import Concept, ConceptSet, Layer
 from and_platform.services import embed, generate, provenance
@@ -70,8 +70,9 @@ def pick(
             ).all()
         asked = [Prompt(prompts.icl_prompt(names, row.summary, examples=EXAMPLES)) for row in rows]
         said = generate.ask(
-            engine, llm, asked, max_tokens=MAX_TOKENS, name=f"pick concepts: {layer.name}", progress=progress
-        )
+            engine, llm, asked, max_tokens=MAX_TOKENS, name=f"pick concepts: {layer.name}",
+            form=Form(tuple(names), "before"), progress=progress,
+        )  # fmt: skip
         chosen: dict[int, int] = {}
         nearest: list[tuple[int, str]] = []
         failed: list[tuple[str, str]] = []
@@ -166,7 +167,8 @@ def five(
     by_name = {name: identity for identity, name, _ in concepts}
     said = generate.ask(
         engine, llm, [Prompt(prompts.several_prompt(names, summary, FIVE)) for summary in summaries],
-        max_tokens=MAX_TOKENS, name="ask for five concepts", progress=progress,
+        max_tokens=MAX_TOKENS, name="ask for five concepts",
+        form=Form(tuple(names), count=min(FIVE, len(names))), progress=progress,
     )  # fmt: skip
     told = [None if answer.text is None else prompts.parse_several(answer.text, names, FIVE) for answer in said]
     unknown = list(dict.fromkeys(word for row in told if row for word in row if word not in by_name))

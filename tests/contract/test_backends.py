@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +21,9 @@ from and_platform.backends.base import (
     Tagger,
     TextAudioEncoder,
     TextEncoder,
+    Windowed,
 )
 from and_platform.backends.captioners.audio_lm import AudioLMCaptioner
-from and_platform.backends.llms.vllm_inprocess import VllmLLM
 from and_platform.backends.registry import available, create
 from and_platform.errors import (
     AudioError,
@@ -34,6 +32,15 @@ from and_platform.errors import (
     MissingExtraError,
     WeightsMissingError,
 )
+from tests.checkpoints_audio_lm import (  # noqa: F401  # fixtures
+    audio_flamingo3_dir,
+    phi4_dir,
+    qwen2_5_omni_dir,
+    qwen3_omni_dir,
+    voxtral_dir,
+)
+from tests.checkpoints_encoders import TINY_CLIP, clip_state, write_open_clip, write_sentence_transformer
+from tests.checkpoints_salmonn import salmonn_dir  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter")
 
@@ -52,9 +59,9 @@ PROMPTS = [
     Prompt("Go"),
 ]
 
-ENCODERS = ["minilm", "clip", "clap"]
+ENCODERS = ["minilm", "sentence-transformers", "clip", "open-clip", "clap"]
 LLMS = ["transformers", "llamacpp"]
-CAPTIONERS = ["whisper", "qwen_audio"]
+CAPTIONERS = ["whisper", "qwen_audio", "qwen2_5_omni", "qwen3_omni", "audio_flamingo3", "voxtral", "phi4", "salmonn"]
 TAGGERS = ["hanta", "spacy"]
 
 
@@ -73,7 +80,10 @@ def make_llm(request: pytest.FixtureRequest) -> Callable[..., LLM]:
 
 @pytest.fixture(scope="session", params=CAPTIONERS)
 def make_captioner(request: pytest.FixtureRequest) -> Callable[..., Captioner]:
-    spec = f"audio-lm:{request.getfixturevalue(f'{request.param}_dir')}"
+    if request.param == "voxtral":
+        pytest.importorskip("mistral_common")
+    name = "salmonn" if request.param == "salmonn" else "audio-lm"
+    spec = f"{name}:{request.getfixturevalue(f'{request.param}_dir')}"
     return lambda **options: create("captioner", spec, max_tokens=10, **options)
 
 
@@ -84,8 +94,29 @@ def tagger(request: pytest.FixtureRequest) -> Tagger:
     return create("tagger", request.param)
 
 
+@pytest.fixture(scope="session")
+def sentences_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sentences")
+    write_sentence_transformer(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def open_clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("open_clip")
+    path = tmp_path_factory.mktemp("open-clip")
+    write_open_clip(path, clip_state(**{**TINY_CLIP, "vocabulary": 49408}))
+    return path
+
+
 def _maker(role: str, name: str, request: pytest.FixtureRequest) -> Callable[..., Any]:
-    folders = {"clip": "clip_dir", "clap": "clap_dir", "transformers": "llama_dir"}
+    folders = {
+        "sentence-transformers": "sentences_dir",
+        "clip": "clip_dir",
+        "open-clip": "open_clip_dir",
+        "clap": "clap_dir",
+        "transformers": "llama_dir",
+    }
     spec = f"{name}:{request.getfixturevalue(folders[name])}" if name in folders else name
     made: dict[str, Any] = {}  # loading is what takes the time
 
@@ -98,10 +129,10 @@ def _maker(role: str, name: str, request: pytest.FixtureRequest) -> Callable[...
     return make
 
 
-def clips() -> list[Clip]:
+def clips(rate: int | None = 8000) -> list[Clip]:
     rng = np.random.default_rng(0)
     sizes = [4000, 8000, 20000, 6000]
-    return [Clip(f"{n}.wav", rng.normal(0, 0.1, n).astype(np.float32), 8000) for n in sizes]
+    return [Clip(f"{n}.wav", rng.normal(0, 0.1, n).astype(np.float32), rate or 8000) for n in sizes]
 
 
 def same_recipe(one: Any, other: Any) -> bool:
@@ -118,7 +149,7 @@ class TestTextEncoders:
         assert vectors.shape == (len(TEXTS), encoder.dim)
         assert vectors.dtype == np.float32
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-        assert encoder.scale == 100
+        assert 0 < encoder.scale <= 100
 
     def test_order_and_batch_do_not_matter(self, make_encoder: Callable[..., TextEncoder]) -> None:
         together = make_encoder().embed_texts(TEXTS)
@@ -137,8 +168,25 @@ class TestTextEncoders:
         vectors = make_encoder().embed_texts(["rain and bell " * 400, ""])
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
+    def test_texts_beyond_the_window_are_told(self, make_encoder: Callable[..., TextEncoder]) -> None:
+        encoder = make_encoder()
+        assert isinstance(encoder, Windowed)
+        assert encoder.max_tokens is not None
+        long = "rain and bell " * encoder.max_tokens
+        assert encoder.is_cut(["rain", long, ""]).tolist() == [False, True, False]
+        assert encoder.is_cut([]).shape == (0,)
+        whole, longer = encoder.embed_texts([long, long + "and a dog"])
+        assert np.allclose(whole, longer, atol=1e-6)
+
     def test_recipe(self, make_encoder: Callable[..., TextEncoder]) -> None:
-        assert same_recipe(make_encoder(), make_encoder(batch_size=2, scale=10.0))
+        assert same_recipe(make_encoder(), make_encoder(batch_size=2))
+
+    def test_another_scale_is_another_recipe(self, make_encoder: Callable[..., TextEncoder]) -> None:
+        own = make_encoder()
+        other = make_encoder(scale=own.scale / 2)
+        assert other.scale == own.scale / 2
+        assert other.recipe.params == {**own.recipe.params, "scale": own.scale / 2}
+        assert same_recipe(make_encoder(scale=own.scale), own)
 
 
 class TestTextAudioEncoder:
@@ -209,54 +257,23 @@ def test_transformers_uses_the_chat_template(llama_dir: Path) -> None:
     assert answer.prompt_tokens == 5
 
 
-def test_vllm_gets_all_prompts_at_once(llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-
-    class Engine:
-        """Stands in for vllm.LLM, which needs a torch of its own: repeats what it was asked, is silent at "b"."""
-
-        def __init__(self, **arguments: Any) -> None:
-            calls.append(arguments)
-
-        def chat(self, messages: list[Any], sampling: Any, use_tqdm: bool) -> list[Any]:
-            calls.append((messages, sampling))
-            texts = ["" if turns[-1]["content"] == "b" else turns[-1]["content"] for turns in messages]
-            answers = [SimpleNamespace(text=text, token_ids=[1, 2], finish_reason="stop") for text in texts]
-            return [SimpleNamespace(outputs=[answer], prompt_token_ids=[1, 2, 3]) for answer in answers]
-
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=dict))
-    llm = VllmLLM(str(llama_dir), seed=4, max_model_len=64)
-    good, empty = llm.generate([Prompt("a", "Be brief."), Prompt("b")], max_tokens=5)
-    assert good == Generation("a", 3, 2, "stop")
-    assert isinstance(empty, GenerationError)
-    assert calls == [
-        {"model": str(llama_dir), "seed": 4, "max_model_len": 64},
-        (
-            [
-                [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}],
-                [{"role": "user", "content": "b"}],
-            ],
-            {"max_tokens": 5, "temperature": 1.0, "top_p": 1.0, "seed": 4},
-        ),
-    ]
-    assert llm.generate([], max_tokens=5) == []
-
-
 class TestCaptioners:
     def test_one_caption_for_each_clip(self, make_captioner: Callable[..., Captioner]) -> None:
         captioner = make_captioner()
-        together = captioner.caption_batch(clips())
+        heard = clips(captioner.rate)
+        together = captioner.caption_batch(heard)
         assert isinstance(captioner, Captioner)
-        assert captioner.rate == 8000
-        assert together == make_captioner(batch_size=1).caption_batch(clips())
+        assert all(isinstance(said, str) for said in together)
+        assert together == make_captioner(batch_size=1).caption_batch(heard)
         assert captioner.caption_batch([]) == []
 
     def test_recipe(self, make_captioner: Callable[..., Captioner]) -> None:
         assert same_recipe(make_captioner(), make_captioner(batch_size=1))
 
     def test_wrong_rate(self, make_captioner: Callable[..., Captioner]) -> None:
-        with pytest.raises(AudioError, match=r"a\.wav comes at 16000 Hz, the captioner needs 8000 Hz"):
-            make_captioner().caption_batch([Clip("a.wav", np.zeros(100, np.float32), 16000)])
+        captioner = make_captioner()
+        with pytest.raises(AudioError, match=rf"a\.wav comes at 22050 Hz, the captioner needs {captioner.rate} Hz"):
+            captioner.caption_batch([Clip("a.wav", np.zeros(100, np.float32), 22050)])
 
 
 def test_a_new_prompt_is_a_new_recipe_of_a_model_that_is_asked(qwen_audio_dir: Path, whisper_dir: Path) -> None:
@@ -278,9 +295,15 @@ def test_a_new_prompt_is_a_new_recipe_of_a_model_that_is_asked(qwen_audio_dir: P
 )
 def test_no_caption_is_an_error(whisper_dir: Path, monkeypatch: pytest.MonkeyPatch, said: str, message: str) -> None:
     captioner = create("captioner", f"audio-lm:{whisper_dir}")
-    monkeypatch.setattr(AudioLMCaptioner, "_caption", lambda self, batch: [said] * len(batch))
-    with pytest.raises(GenerationError, match=message):
-        captioner.caption_batch(clips()[:1])
+    monkeypatch.setattr(
+        AudioLMCaptioner,
+        "_caption",
+        lambda self, batch: [said if clip.key == "4000.wav" else "Rain." for clip in batch],
+    )
+    none, *captions = captioner.caption_batch(clips())
+    assert isinstance(none, GenerationError)
+    assert message in str(none)
+    assert captions == ["Rain."] * 3
 
 
 class TestTaggers:
@@ -315,8 +338,8 @@ class TestRegistry:
     def test_every_backend_is_listed_by_name(self) -> None:
         listed = {role: [backend.name for backend in available(role)] for role in registry.ROLES}
         assert listed == {
-            "encoder": ["clap", "clip", "minilm", "sentence-transformers"],
-            "captioner": ["audio-lm"],
+            "encoder": ["clap", "clip", "laion-clap", "minilm", "open-clip", "sentence-transformers"],
+            "captioner": ["audio-lm", "openai-audio", "salmonn"],
             "llm": ["llamacpp", "openai", "transformers", "vllm"],
             "tagger": ["hanta", "spacy"],
         }

@@ -16,8 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from and_platform.backends.base import Generation, Prompt
-from and_platform.backends.llms.openai import EndpointError, OpenAILLM, _retry_after
+from and_platform.backends.base import Form, Generation, Prompt
+from and_platform.backends.endpoints import EndpointError, _retry_after
+from and_platform.backends.llms import forms
+from and_platform.backends.llms.openai import OpenAILLM
 from and_platform.errors import ConfigError, GenerationError
 
 Reply = tuple[int, dict[str, str], Any]
@@ -239,3 +241,80 @@ def test_recipe_and_address() -> None:
     assert llm.generate([], max_tokens=9) == []
     with pytest.raises(ConfigError, match="no address of an endpoint"):
         OpenAILLM("tiny", "localhost:8000")
+
+
+FORM = Form(("dog", "cat"), "before")
+
+
+@pytest.mark.parametrize(
+    ("way", "field"),
+    [
+        ("vllm", "structured_outputs"),
+        ("llama.cpp", "grammar"),
+        ("json_schema", "response_format"),
+        (True, "response_format"),
+    ],
+)
+def test_a_form_is_written_for_the_server(endpoint: Endpoint, way: bool | str, field: str) -> None:
+    llm = client(endpoint, structured=way)
+    assert llm.structured
+    llm.generate([Prompt("a")], max_tokens=9, form=FORM)
+    llm.generate([Prompt("b")], max_tokens=9)
+    held, free = endpoint.requests
+    assert set(held) - set(free) == {field}
+    said = {
+        "structured_outputs": {"regex": forms.regex(FORM)},
+        "grammar": forms.grammar(FORM),
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": forms.schema(FORM)},
+        },
+    }
+    assert held[field] == said[field]
+    asked = held["messages"][-1]["content"]
+    assert asked == ("a" if field != "response_format" else f"a\n\n{forms.request(FORM)}")
+    assert llm.recipe.params["structured"] == ("json_schema" if way is True else way)
+
+
+def test_an_unknown_server_gets_no_form(endpoint: Endpoint) -> None:
+    for structured in (False, "auto"):
+        llm = client(endpoint, structured=structured)
+        assert not llm.structured
+        llm.generate([Prompt("a")], max_tokens=9, form=FORM)
+        assert llm.recipe == client(endpoint).recipe
+    assert all("response_format" not in request for request in endpoint.requests)
+    with pytest.raises(ConfigError, match="cannot take structured"):
+        client(endpoint, structured="guidance")
+
+
+def test_further_fields_of_a_request(endpoint: Endpoint) -> None:
+    extra = {"chat_template_kwargs": {"enable_thinking": False}}
+    llm = client(endpoint, extra_body=extra)
+    llm.generate([Prompt("a")], max_tokens=9)
+    assert endpoint.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert llm.recipe.params["extra_body"] == extra
+    with pytest.raises(ConfigError, match="extra_body cannot set seed, temperature"):
+        client(endpoint, extra_body={"temperature": 1, "seed": 3})
+
+
+def test_answers_are_handed_out_as_they_come(endpoint: Endpoint) -> None:
+    slow = threading.Event()
+
+    def reply(user: str, before: int) -> Reply:
+        if user == "slow":
+            slow.wait(10)
+        return 200, {}, completion(user)
+
+    endpoint.reply = reply
+    stream = client(endpoint, concurrency=2).stream([Prompt("slow"), Prompt("b"), Prompt("c")], max_tokens=9)
+    assert [next(stream)[0], next(stream)[0]] == [1, 2]
+    slow.set()
+    assert next(stream) == (0, Generation("slow", 7, 3, "stop"))
+    assert next(stream, None) is None
+
+
+def test_whoever_stops_early_pays_for_no_more(endpoint: Endpoint) -> None:
+    stream = client(endpoint, concurrency=1).stream([Prompt(str(i)) for i in range(50)], max_tokens=9)
+    next(stream)
+    stream.close()
+    assert len(endpoint.requests) <= 3

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from and_platform.backends.base import BackendRecipe
+from and_platform.backends.llms import forms
 from and_platform.backends.llms.openai import OpenAILLM
 from and_platform.backends.weights import find_weights
 from and_platform.errors import MissingExtraError, WeightsMissingError
@@ -25,6 +26,8 @@ class LlamaCppLLM(OpenAILLM):
         Prompts decoded at the same time.
     context
         Tokens of prompt and answer that each of them may have.
+    structured
+        Whether answers are held to their form: false, true or "auto" (true).
     """
 
     def __init__(
@@ -36,7 +39,9 @@ class LlamaCppLLM(OpenAILLM):
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int = 0,
+        structured: bool | str = False,
     ) -> None:
+        way = forms.wanted(structured, {"grammar": "llama.cpp"}, "llamacpp", auto=True)
         try:
             import xllamacpp
         except ImportError as exc:
@@ -63,8 +68,10 @@ class LlamaCppLLM(OpenAILLM):
             top_p=top_p,
             seed=seed,
             revision=weights.revision,
+            structured=way or False,
         )
-        self.recipe = BackendRecipe("llamacpp", self.recipe.revision, {**self.recipe.params, "context": context})
+        told = {**self.recipe.params, "context": context}
+        self.recipe = BackendRecipe("llamacpp", self.recipe.revision, told, weights.origin)
 
 
 def _cores() -> int:

@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import httpx
-import tenacity
+from and_platform.backends.base import BackendRecipe, Form, Generation, Prompt
+from and_platform.backends.endpoints import ChatEndpoint, Usage
+from and_platform.backends.llms import forms
+from and_platform.backends.llms.chat import Answering, turns
+from and_platform.errors import ConfigError
 
-from and_platform.backends.base import BackendRecipe, Generation, Prompt
-from and_platform.errors import BackendError, ConfigError, GenerationError
-
-API_KEY_VARIABLE = "ANDP_LLM_API_KEY"
-
-_TRANSIENT_STATUS = frozenset([408, 409, 425, 429])
-_ENDPOINT_STATUS = frozenset([401, 403, 404, 405])
-_LONGEST_WAIT_S = 120.0
+_OURS = frozenset(["model", "messages", "temperature", "top_p", "seed", "max_tokens", "stream", "n"])
 
 
-class _TransientError(GenerationError):
-    """A failure that may pass: busy, timed out, garbled. `retry_after`: seconds, if the server named them."""
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class _UnreachableError(_TransientError):
-    """No server answered; if it stays so, every other prompt would fail too."""
-
-
-class EndpointError(BackendError):
-    """The endpoint refuses or does not exist: no prompt can succeed, whatever it says."""
-
-
-@dataclass
-class Usage:
-    """What an endpoint was used for since the client was made; `requests` counts attempts."""
-
-    requests: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens generated per second of wall-clock time since the client was made."""
-        return self.completion_tokens / max(time.monotonic() - self.started, 1e-9)
-
-
-class OpenAILLM:
+class OpenAILLM(Answering):
     """Answers from an OpenAI-compatible chat endpoint, many at once.
 
     Parameters
@@ -77,6 +34,18 @@ class OpenAILLM:
         from `first_wait_s` with jitter, or are as long as the server's Retry-After says, within two minutes.
     revision
         Goes into the recipe, where the name of the model does not say which weights are served.
+    structured
+        How the server is held to the form of an answer: false or "auto" (not at all, as the server is unknown);
+        true or "json_schema" (OpenAI's `response_format`); "vllm" (`structured_outputs` of a vLLM server, 0.11 or
+        later); "llama.cpp" (`grammar` of its server). The last two keep answers in the words of the prompts.
+    extra_body
+        Further fields of each request, such as {"chat_template_kwargs": {"enable_thinking": false}}; they go into
+        the recipe.
+
+    Raises
+    ------
+    ConfigError
+        If `base_url` is no address, or an option does not fit.
 
     Notes
     -----
@@ -96,145 +65,73 @@ class OpenAILLM:
         attempts: int = 6,
         first_wait_s: float = 0.5,
         revision: str = "",
+        structured: bool | str = False,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"'{base_url}' is no address of an endpoint; write openai:MODEL@http://host:port/v1")
-        self.base_url = base_url.rstrip("/")
+        offered = {way: way for way in ("json_schema", "vllm", "llama.cpp")}
+        self._way = forms.wanted(structured, offered, "openai", auto=False)
+        self.structured = bool(self._way)
+        if clash := _OURS & set(extra_body or {}):
+            raise ConfigError(f"extra_body cannot set {', '.join(sorted(clash))}; there are options for that")
+        self._endpoint = ChatEndpoint(
+            model,
+            base_url,
+            name="openai",
+            concurrency=concurrency,
+            timeout_s=timeout_s,
+            attempts=attempts,
+            first_wait_s=first_wait_s,
+        )
+        self._settings = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        self._extra = dict(extra_body or {})
         self.recipe = BackendRecipe(
             "openai",
             revision or model,
-            {"model": model, "temperature": temperature, "top_p": top_p, "seed": seed},
-        )
-        self.usage = Usage()
-        self._settings = {"model": model, "temperature": temperature, "top_p": top_p, "seed": seed}
-        self._concurrency = concurrency
-        self._attempts = attempts
-        self._first_wait_s = first_wait_s
-        self._lock = threading.Lock()
-        key = os.environ.get(API_KEY_VARIABLE)
-        self._client = httpx.Client(
-            timeout=timeout_s,
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            {
+                "model": model,
+                **self._settings,
+                **({"structured": self._way} if self._way else {}),
+                **({"extra_body": self._extra} if self._extra else {}),
+            },
         )
 
-    def generate(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[Generation | Exception]:
-        """One answer per prompt, in order; an exception stands where a prompt finally failed.
+    @property
+    def base_url(self) -> str:
+        """The endpoint's address."""
+        return self._endpoint.base_url
+
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint was used for so far."""
+        return self._endpoint.usage
+
+    def stream(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, form: Form | None = None
+    ) -> Iterator[tuple[int, Generation | Exception]]:
+        """The place of each prompt with its answer, as they come; an exception stands where it finally failed.
 
         When the endpoint itself is at fault (unreachable after all attempts, key refused, no such model),
         prompts not yet sent fail with the same `EndpointError` at once.
         """
-        fault: list[EndpointError] = []
+        held, said = self._held(form if self.structured else None)
 
-        def answer(prompt: Prompt) -> Generation | Exception:
-            if fault:
-                return fault[0]
-            try:
-                return self._retrying(prompt, max_tokens)
-            except EndpointError as exc:
-                fault.append(exc)
-                return exc
-            except GenerationError as exc:
-                return exc
+        def body(prompt: Prompt) -> dict[str, Any]:
+            asked = Prompt(f"{prompt.user}{said}", prompt.system)
+            return {**self._settings, "max_tokens": max_tokens, "messages": turns(asked), **held, **self._extra}
 
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="llm") as pool:
-            return list(pool.map(answer, prompts))
+        return self._endpoint.ask_each(prompts, body)
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._endpoint.close()
 
-    def _retrying(self, prompt: Prompt, max_tokens: int) -> Generation:
-        backoff = tenacity.wait_random_exponential(multiplier=self._first_wait_s, max=_LONGEST_WAIT_S)
-
-        def wait(state: tenacity.RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            named = error.retry_after if isinstance(error, _TransientError) else None
-            return backoff(state) if named is None else min(named, _LONGEST_WAIT_S)
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_TransientError),
-            stop=tenacity.stop_after_attempt(self._attempts),
-            wait=wait,
-            before_sleep=lambda _: self._count(retries=1),
-            reraise=True,
-        )
-        try:
-            return retrying(self._ask, prompt, max_tokens)
-        except _UnreachableError as exc:
-            raise EndpointError(f"{exc}; is the server running?") from exc
-        except _TransientError as exc:
-            raise GenerationError(f"{exc}; gave up after {self._attempts} attempts") from exc
-
-    def _ask(self, prompt: Prompt, max_tokens: int) -> Generation:
-        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        body = {
-            **self._settings,
-            "max_tokens": max_tokens,
-            "messages": [*system, {"role": "user", "content": prompt.user}],
-        }
-        self._count(requests=1)
-        try:
-            response = self._client.post(f"{self.base_url}/chat/completions", json=body)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-            raise _UnreachableError(f"no answer from {self.base_url} ({exc})") from exc
-        except httpx.TransportError as exc:
-            raise _TransientError(f"the connection to {self.base_url} broke ({type(exc).__name__})") from exc
-        self._check_status(response)
-        generation = _read(response)
-        self._count(prompt_tokens=generation.prompt_tokens, completion_tokens=generation.completion_tokens)
-        if not generation.text.strip():
-            raise GenerationError(f"the model gave an empty answer ({generation.finish_reason})")
-        return generation
-
-    def _check_status(self, response: httpx.Response) -> None:
-        status = response.status_code
-        if status == 200:
-            return
-        said = " ".join(response.text[:300].split())
-        if status in _TRANSIENT_STATUS or status >= 500:
-            raise _TransientError(f"{self.base_url} answered {status}: {said}", _retry_after(response))
-        if status in {401, 403}:
-            raise EndpointError(f"{self.base_url} refused the key ({status}); set {API_KEY_VARIABLE}")
-        if status in _ENDPOINT_STATUS:
-            raise EndpointError(
-                f"{self.base_url} does not serve the model '{self._settings['model']}' ({status}: {said})"
-            )
-        raise GenerationError(f"{self.base_url} refused the prompt ({status}: {said})")
-
-    def _count(self, **numbers: int) -> None:
-        with self._lock:
-            for name, number in numbers.items():
-                setattr(self.usage, name, getattr(self.usage, name) + number)
-
-
-def _read(response: httpx.Response) -> Generation:
-    try:
-        answer: dict[str, Any] = response.json()
-        choice = answer["choices"][0]
-        text = choice["message"]["content"] or ""
-        usage = answer.get("usage") or {}
-        return Generation(
-            text=str(text),
-            prompt_tokens=int(usage.get("prompt_tokens", 0)),
-            completion_tokens=int(usage.get("completion_tokens", 0)),
-            finish_reason=str(choice.get("finish_reason") or "stop"),
-        )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
-        raise _TransientError(
-            f"the endpoint answered something that is no completion: {response.text[:200]!r}"
-        ) from exc
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds to wait as the server says, as a number or a date (RFC 9110, 10.2.3)."""
-    value = response.headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    if value.replace(".", "", 1).isdigit():
-        return float(value)
-    try:
-        until = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+    def _held(self, form: Form | None) -> tuple[dict[str, Any], str]:
+        """Fields of a request that hold its answer to a form, and what its prompt has to say of that."""
+        if form is None:
+            return {}, ""
+        if self._way == "vllm":
+            return {"structured_outputs": {"regex": forms.regex(form)}}, ""
+        if self._way == "llama.cpp":
+            return {"grammar": forms.grammar(form)}, ""
+        wanted = {"name": "answer", "strict": True, "schema": forms.schema(form)}
+        return {"response_format": {"type": "json_schema", "json_schema": wanted}}, f"\n\n{forms.request(form)}"

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from and_platform.backends.base import BackendRecipe, Generation, Prompt
-from and_platform.backends.weights import find_weights
-from and_platform.errors import GenerationError, MissingExtraError
+from and_platform.backends.base import BackendRecipe, Form, Generation, Prompt
+from and_platform.backends.llms import forms
+from and_platform.backends.llms.chat import Answering, Chat
+from and_platform.backends.weights import find_weights, loading
+from and_platform.errors import BackendError, ConfigError, GenerationError, MissingExtraError
+
+# Engine options that change how fast answers come and where they are computed, not what they say.
+_SPEED_ONLY = frozenset(
+    [
+        "block_size",
+        "compilation_config",
+        "cpu_offload_gb",
+        "data_parallel_size",
+        "disable_custom_all_reduce",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "load_format",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "max_parallel_loading_workers",
+        "pipeline_parallel_size",
+        "swap_space",
+        "tensor_parallel_size",
+    ]
+)
 
 
-class VllmLLM:
+class VllmLLM(Answering):
     """Answers from vLLM's engine, which batches by itself: give it as many prompts at once as there are.
 
     Parameters
@@ -18,39 +45,128 @@ class VllmLLM:
     source
         Directory or hub id of the model.
     temperature, top_p, seed
-        Sampling; the defaults are the paper's, with a seed for each prompt.
+        Sampling; the defaults are the paper's, with a seed for each prompt, so that its answer does not depend on
+        what else is asked.
+    structured
+        Whether answers are held to their form: false, true or "auto" (true).
+    chat_template, template_options
+        As of `llms.chat.Chat`.
+    dtype, quantization, max_model_len
+        As of `vllm.LLM`; what comes of them is in the recipe.
+    chunk
+        Prompts handed to the engine at a time; their answers are there together.
     engine
-        Further arguments of `vllm.LLM`, such as `tensor_parallel_size` or `max_model_len`.
+        Further arguments of `vllm.LLM`, such as `tensor_parallel_size` or `gpu_memory_utilization`. Those not
+        known to change speed alone go into the recipe.
     """
 
     def __init__(
-        self, source: str, *, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, **engine: Any
+        self,
+        source: str,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        structured: bool | str = False,
+        chat_template: str | None = None,
+        template_options: dict[str, Any] | None = None,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        max_model_len: int | None = None,
+        chunk: int = 512,
+        **engine: Any,
     ) -> None:
+        way = forms.wanted(structured, {"regex": "regex"}, "vllm", auto=True)
+        if engine.get("trust_remote_code"):
+            raise ConfigError("a model's own code is never run; choose a model that vLLM knows itself")
         try:
             import vllm
         except ImportError as exc:
             raise MissingExtraError("vllm", "vllm") from exc
         weights = find_weights(source)
+        # Prompts of one kind begin alike (instruction, concept set, examples): computed once, with prefix caching.
+        options = {"enable_prefix_caching": True, "disable_log_stats": True, **engine}
+        if temperature > 0 and _on_cpu():
+            # A prompt computed in several steps dies there: vLLM (0.32) then winds back the generator of a seeded
+            # request, which generators of a CPU cannot do.
+            options.setdefault("enable_chunked_prefill", False)
+        with loading(source):
+            try:
+                self._engine = vllm.LLM(
+                    model=str(weights.path), seed=seed, dtype=dtype, quantization=quantization,
+                    max_model_len=max_model_len, **options,
+                )  # fmt: skip
+            except RuntimeError as exc:
+                raise BackendError(f"vLLM does not start with {source}: {_first_line(exc)}; its log says why") from exc
+        config = self._engine.llm_engine.model_config
+        self._chat = Chat(
+            self._engine.get_tokenizer(), template=chat_template, options=template_options,
+            window=config.max_model_len, source=source,
+        )  # fmt: skip
         self._sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        self._make_sampling = vllm.SamplingParams
-        self._engine = vllm.LLM(model=str(weights.path), seed=seed, **engine)
-        self.recipe = BackendRecipe("vllm", weights.revision, dict(self._sampling))
-
-    def generate(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[Generation | Exception]:
-        """One answer per prompt, in order; a GenerationError stands where the model said nothing."""
-        if not prompts:
-            return []
-        outputs = self._engine.chat(
-            [_turns(prompt) for prompt in prompts],
-            self._make_sampling(max_tokens=max_tokens, **self._sampling),
-            use_tqdm=False,
+        self._chunk = chunk
+        self.structured = bool(way)
+        changing = {name: value for name, value in engine.items() if name not in _SPEED_ONLY}
+        self.recipe = BackendRecipe(
+            "vllm",
+            weights.revision,
+            {
+                **self._sampling,
+                "dtype": str(config.dtype),
+                "quantization": config.quantization,
+                "max_model_len": config.max_model_len,
+                **self._chat.params,
+                **({"structured": way} if way else {}),
+                **({"engine": changing} if changing else {}),
+            },
+            weights.origin,
         )
-        return [_generation(output) for output in outputs]
+
+    def stream(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, form: Form | None = None
+    ) -> Iterator[tuple[int, Generation | Exception]]:
+        """Answers chunk by chunk; a GenerationError stands where a prompt is too long or the model said nothing.
+
+        Raises
+        ------
+        BackendError
+            The engine refuses the requests or has died.
+        """
+        asked, refused = self._chat.all_tokens(prompts)
+        yield from refused.items()
+        places = list(asked)
+        for start in range(0, len(places), self._chunk):
+            some = places[start : start + self._chunk]
+            sampling = [self._params(self._chat.room(asked[place], max_tokens), form) for place in some]
+            try:
+                outputs = self._engine.generate(
+                    [{"prompt_token_ids": asked[place]} for place in some], sampling, use_tqdm=False
+                )
+            except Exception as exc:
+                # vLLM's own kinds of errors differ from version to version; none is of one prompt alone.
+                raise BackendError(f"vLLM gave up: {type(exc).__name__}: {_first_line(exc)}") from exc
+            for place, output in zip(some, outputs, strict=True):
+                yield place, _generation(output)
+
+    def _params(self, max_tokens: int, form: Form | None) -> Any:
+        from vllm import SamplingParams
+
+        if form is None or not self.structured:
+            return SamplingParams(max_tokens=max_tokens, **self._sampling)
+        from vllm.sampling_params import StructuredOutputsParams
+
+        held = StructuredOutputsParams(regex=forms.regex(form))
+        return SamplingParams(max_tokens=max_tokens, structured_outputs=held, **self._sampling)
 
 
-def _turns(prompt: Prompt) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    return [*system, {"role": "user", "content": prompt.user}]
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0]
 
 
 def _generation(output: Any) -> Generation | Exception:
