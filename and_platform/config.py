@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("andp", appauthor=False)))
     """Folder of the embedded database and of downloads. Default: the user's data folder."""
 
+    models: Path | None = None
+    """Folder of weights that are not on the model hub. Default: `models` in the folder above."""
+
     database_url: SecretStr | None = None
     """`postgresql://user:password@host/db` of a server of yours; unset: the embedded one."""
 
@@ -61,6 +64,11 @@ class Settings(BaseSettings):
 
     log_level: str = "WARNING"
     """Level of the log on stderr."""
+
+    @property
+    def models_folder(self) -> Path:
+        """The folder of weights that are not on the model hub."""
+        return (self.models or self.home / "models").expanduser()
 
     @field_validator("basic_adjectives", mode="before")
     @classmethod

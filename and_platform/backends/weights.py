@@ -63,6 +63,20 @@ def find_weights(source: str) -> Weights:
     return Weights(snapshot, _digest(snapshot), f"{name}@{snapshot.name}")
 
 
+def is_here(source: str) -> bool:
+    """Whether a model can be had without the network: a path that exists, or a hub id in the cache."""
+    if Path(source).expanduser().exists():
+        return True
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cached = scan_cache_dir()
+    except CacheNotFound:
+        return False
+    return any(repo.repo_id == source.partition("@")[0] and repo.size_on_disk for repo in cached.repos)
+
+
 def read_pickle(path: Path) -> Any:
     """The tensors and plain values in a file that `torch.save` wrote, on the CPU; nothing in it is executed.
 

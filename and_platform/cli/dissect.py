@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,27 @@ from and_platform.cli.main import bars
 from and_platform.cli.output import cell, console, messages, print_json, show_rows
 from and_platform.config import load_toml
 from and_platform.services import dissect as service
-from and_platform.services import estimates, provenance, samples
+from and_platform.services import estimates, networks, profiles, provenance, samples
 from and_platform.services.dissect import METHODS, STAGES, DissectReport, Options
+from and_platform.services.profiles import Profile
 
 
 def _split(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _keywords(_ctx: click.Context, _param: click.Parameter, value: tuple[str, ...]) -> dict[str, Any] | None:
+    """KEY=VALUE, as often as given; a value that is no TOML is taken for text."""
+    keywords: dict[str, Any] = {}
+    for given in value:
+        key, equals, text = given.partition("=")
+        if not key.strip().isidentifier() or not equals:
+            raise click.BadParameter(f"'{given}' is not KEY=VALUE")
+        try:
+            keywords[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            keywords[key.strip()] = text
+    return keywords or None
 
 
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,12 +65,30 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--clips", type=int, help="Match hidden layers on that many most active clips only.  [default: all]"
         ),
         click.option(
-            "--captioner", help="auto, source, describer, joined, file:PATH, audio-lm:DIRECTORY.  [default: auto]"
+            "--captioner",
+            help="auto, source, describer, joined, file:PATH, audio-lm:DIRECTORY, salmonn:DIRECTORY, "
+            "openai-audio:MODEL@URL.  [default: auto]",
+        ),
+        click.option(
+            "--captioner-option",
+            "captioner_options",
+            metavar="KEY=VALUE",
+            multiple=True,
+            callback=_keywords,
+            help="An option of a captioner of the registry, e.g. batch_size=16. Repeatable.",
         ),
         click.option(
             "--summariser", type=click.Choice(["extractive", "llm"]), help="Who summarises.  [default: the LLM, if set]"
         ),
         click.option("--llm", help="openai:MODEL@URL, transformers:DIRECTORY, vllm:MODEL, llamacpp.  [default: none]"),
+        click.option(
+            "--llm-option",
+            "llm_options",
+            metavar="KEY=VALUE",
+            multiple=True,
+            callback=_keywords,
+            help="An option of the LLM, e.g. temperature=0.0. Repeatable.",
+        ),
         click.option(
             "--judge", type=click.Choice(["anchor", "llm"]), help="Who judges adjectives.  [default: the LLM, if set]"
         ),
@@ -70,8 +104,14 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("dissect")
-@click.argument("network")
+@click.argument("network", required=False)
 @options
+@click.option(
+    "--profile",
+    "profile_name",
+    metavar="NAME",
+    help="The models of a profile; options given here go before its own. See: andp profiles list.",
+)
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -81,7 +121,14 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, network: str, config: Path | None, dry_run: bool, as_json: bool, **given: Any
+    ctx: click.Context,
+    /,
+    network: str | None,
+    profile_name: str | None,
+    config: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Dissect NETWORK: find out what each of its neurons responds to.
 
@@ -95,25 +142,29 @@ def command(
       andp dissect ast --dataset esc50 --concepts audioset --layers "b11.*,head"
       andp dissect ast --dataset esc50 --llm openai:my-model@http://localhost:8000/v1
       andp dissect ast --config dissect.toml --dry-run
+      andp dissect --profile paper --dry-run
     """
-    settled = _settle(config, given)
+    profile = profiles.load(profile_name) if profile_name else None
+    network = network or (profile.network if profile else None)
+    if network is None:
+        raise click.UsageError("name the network to dissect; see: andp networks list", ctx)
+    settled = _settle(profile, config, given)
     listener = bars(ctx)
     engine = db.connect(tell=listener.note)
-    samples.ensure(engine, network, settled.dataset, listener)
     if dry_run:
-        rows = estimates.estimate(engine, network, settled)
-        if as_json:
-            print_json(rows)
-        else:
-            show_rows(rows, "table", title=f"dissecting {network} on {settled.dataset} would")
+        _dry_run(engine, network, settled, profile, listener, as_json)
         return
+    samples.ensure(engine, network, settled.dataset, listener)
     with provenance.run(
-        engine, "dissect", {"network": network, **{k: v for k, v in given.items() if v is not None}}
+        engine,
+        "dissect",
+        {"network": network, "profile": profile_name, **{k: v for k, v in given.items() if v is not None}},
     ) as run:
         report = service.dissect(engine, network, settled, progress=listener, run=run)
     if as_json:
         print_json({"dissection": report.dissection_id, "stages": [vars(stage) for stage in report.stages],
-                    "failed_clips": report.failed_clips, "open_failures": report.open_failures})  # fmt: skip
+                    "failed_clips": report.failed_clips, "open_failures": report.open_failures,
+                    "cut_texts": [vars(cut) for cut in report.cut]})  # fmt: skip
     else:
         print_report(engine, network, report)
 
@@ -145,6 +196,13 @@ def print_report(engine: Any, network: str, report: DissectReport) -> None:
             "partly circular for them (captions.names_label)",
             markup=False,
         )
+    for cut in report.cut:
+        if cut.n_cut or (cut.what == "captions" and cut.max_tokens and cut.n_texts):
+            out.print(
+                f"  {cut.n_cut:,} of {cut.n_texts:,} {cut.what} were longer than the {cut.max_tokens} tokens that "
+                f"{cut.encoder} reads and were cut",
+                markup=False,
+            )
     with db.reading(engine) as session:
         rows = queries.layer_table(session, dissection=report.dissection_id)
     out.print()
@@ -180,11 +238,61 @@ def _some_neuron(engine: Any, dissection: int) -> str:
     return cell(found) if found else "head#0"
 
 
-def _settle(config: Path | None, given: dict[str, Any]) -> Options:
-    """The config file's values, then those of the command line."""
-    values: dict[str, Any] = {}
+def _settle(profile: Profile | None, config: Path | None, given: dict[str, Any]) -> Options:
+    """The profile's values, then the config file's, then those of the command line."""
+    values: dict[str, Any] = dict(profile.dissect) if profile else {}
     if config is not None:
         content = load_toml(config)
-        values = dict(content.get("dissect", content))
-    values |= {key: value for key, value in given.items() if value is not None}
+        values |= dict(content.get("dissect", content))
+    for key, value in given.items():
+        if isinstance(value, dict):
+            values[key] = {**values.get(key, {}), **value}
+        elif value is not None:
+            values[key] = value
     return Options.from_mapping(values)
+
+
+def _dry_run(
+    engine: Any, network: str, settled: Options, profile: Profile | None, listener: Any, as_json: bool
+) -> None:
+    """The plan, with counts, times, and what is not here yet."""
+    if profile is None or network == networks.SAMPLE:
+        samples.ensure(engine, network, settled.dataset, listener)
+    found = estimates.estimate(engine, network, settled, profile)
+    missing = [need for need in profile.needs if need.here is False or need.extra_missing] if profile else []
+    if as_json:
+        print_json(
+            {
+                "network": network, "dataset": settled.dataset, "stages": found.rows, "notes": found.notes,
+                "about_seconds": found.about_seconds, "missing": [need.model for need in missing],
+            }
+        )  # fmt: skip
+        return
+    rows = [
+        {
+            **{key: row[key] for key in ("stage", "does", "to_compute", "of", "unit", "prompts")},
+            "about": None if row["about_seconds"] is None else _duration(row["about_seconds"]), "from": row["basis"],
+        }
+        for row in found.rows
+    ]  # fmt: skip
+    show_rows(rows, "table", title=f"dissecting {network} on {settled.dataset} would")
+    out = console()
+    unknown = [row["stage"] for row in found.rows if row["about_seconds"] is None and row["to_compute"]]
+    out.print(
+        f"\nin all about {_duration(found.about_seconds)}"
+        + (f", without {', '.join(unknown)}, of which nothing tells" if unknown else ""),
+        markup=False,
+    )
+    for note in found.notes:
+        out.print(f"note: {note}", markup=False)
+    if missing:
+        out.print("\nnot here yet", style="bold")
+        for need in missing:
+            out.print(f"  {need.part:<18}{need.model}\n  {'':<18}{need.get}", markup=False)
+
+
+def _duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -20,6 +20,8 @@ from and_platform.core.exemplars import EXEMPLARS_KEPT
 from and_platform.core.similarity import SIMILARITIES
 from and_platform.errors import ConfigError, IncompleteError
 from and_platform.schema import (
+    Caption,
+    Concept,
     ConceptSet,
     DissectedLayer,
     Dissection,
@@ -27,6 +29,7 @@ from and_platform.schema import (
     Layer,
     Network,
     ProbingSet,
+    ProbingSetClip,
 )
 from and_platform.services import (
     calibrate,
@@ -88,6 +91,12 @@ class Options:
     """Encoder of captions and concepts (db); the paper uses CLIP's text tower."""
     audio_encoder: str | None = None
     """Encoder of sound and text (tab), e.g. clap:DIRECTORY."""
+    sentence_encoder_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the encoder of sentences: prompt_name, device …"""
+    text_encoder_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the encoder of captions and concepts."""
+    audio_encoder_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the encoder of sound and text: python, tokenizer …"""
     tagger: str = "hanta"
     """Part-of-speech tagger."""
     min_support: tuple[int, ...] = (3, 2)
@@ -164,28 +173,52 @@ def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
             raise ConfigError(f"no {what} '{value}'; choose from: {', '.join(known)}")
 
 
+def doers(network: str, options: Options) -> dict[str, str]:
+    """Stage -> the network or model that does it: what its time depends on."""
+    scorers = {"db": options.text_encoder, "tab": options.audio_encoder}
+    summariser = options.summariser or ("llm" if options.llm else "extractive")
+    judge = options.judge or ("llm" if options.llm else "anchor")
+    return {
+        "record": network,
+        "caption": options.captioner,
+        "match": ", ".join(
+            f"{method} by {scorers[method]}" for method in options.chosen_methods() if method in scorers
+        ),
+        "summarise": str(options.llm) if summariser == "llm" else summariser,
+        "calibrate": options.sentence_encoder,
+        "icl": str(options.llm),
+        "extract": f"{options.tagger}, adjectives judged by {options.llm if judge == 'llm' else judge}",
+        "embed": options.sentence_encoder,
+    }
+
+
 class Tools:
     """The models of a dissection, each made when it is first needed and once."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._made: dict[tuple[str, str], Any] = {}
+        self._made: dict[tuple[str, str, str], Any] = {}
 
     def _get(self, role: str, spec: str, **keywords: Any) -> Any:
-        if (role, spec) not in self._made:
-            self._made[role, spec] = registry.create(role, spec, **keywords)
-        return self._made[role, spec]
+        key = (role, spec, repr(sorted(keywords.items())))
+        if key not in self._made:
+            self._made[key] = registry.create(role, spec, **keywords)
+        return self._made[key]
 
     @property
     def sentence_encoder(self) -> TextEncoder:
-        encoder: TextEncoder = self._get("encoder", self._options.sentence_encoder)
+        encoder: TextEncoder = self._get(
+            "encoder", self._options.sentence_encoder, **self._options.sentence_encoder_options
+        )
         return encoder
 
     def scoring_encoder(self, method: str) -> TextEncoder:
         """The encoder that makes P."""
-        spec = self._options.text_encoder if method == "db" else self._options.audio_encoder
+        options = self._options
+        spec = options.text_encoder if method == "db" else options.audio_encoder
         assert spec is not None
-        encoder: TextEncoder = self._get("encoder", spec)
+        keywords = options.text_encoder_options if method == "db" else options.audio_encoder_options
+        encoder: TextEncoder = self._get("encoder", spec, **keywords)
         if method == "tab" and not isinstance(encoder, TextAudioEncoder):
             raise ConfigError(f"'{spec}' embeds no sound; the method tab needs an encoder such as clap:DIRECTORY")
         return encoder
@@ -285,6 +318,8 @@ class DissectReport:
     open_failures: int
     llm: generate.Usage | None = None
     """What the LLM has been asked so far in this database, where one is set."""
+    cut: list[embed.CutTexts] = field(default_factory=list)
+    """Texts of this dissection that were longer than their encoder's window."""
 
 
 def make_plan(
@@ -445,22 +480,23 @@ def dissect(
     open_failures = _complete(engine, plan, dissection_id, wanted)
     usage = generate.usage(engine, tools.llm) if options.llm else None
     if run:
-        run.counts.update(_counts(plan, reports))
+        run.counts.update(_counts(plan, reports, doers(network_name, options)))
         if usage:
             run.counts["llm"] = usage._asdict()
-    return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, usage)
+    cut = _cut_texts(engine, plan, tools)
+    return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, usage, cut)
 
 
-def _counts(plan: Plan, reports: Sequence[StageReport]) -> dict[str, Any]:
+def _counts(plan: Plan, reports: Sequence[StageReport], does: Mapping[str, str]) -> dict[str, Any]:
     """What a run keeps of its stages; `units` are clips or neurons, from which later runs estimate their time."""
     neurons = sum(layer.n_units for layer in plan.layers)
     counts: dict[str, Any] = {}
     for report in reports:
         share = min(report.computed / report.total, 1.0) if report.total else 0.0
         units = share * (plan.probing.n_clips if report.stage in ("record", "caption") else neurons)
-        asks = report.stage == "icl" or (report.stage == "summarise" and plan.summarise.backend == "generative")
-        counts[f"{report.stage}:llm" if asks else report.stage] = {
+        counts[report.stage] = {
             "computed": report.computed, "units": round(units), "seconds": round(report.seconds, 3),
+            "by": does[report.stage],
         }  # fmt: skip
     return counts
 
@@ -486,6 +522,29 @@ def _embed(engine: sa.Engine, plan: Plan, tools: Tools, progress: Progress) -> i
     if recipe_id is None:
         return 0
     return embed.embed_summaries(engine, tools.sentence_encoder, recipe_id, plan.layers, progress)
+
+
+def _cut_texts(engine: sa.Engine, plan: Plan, tools: Tools) -> list[embed.CutTexts]:
+    """What the encoders have cut: of captions and concepts those that score, of points the encoder of sentences."""
+    with db.reading(engine) as session:
+        captions = session.scalars(
+            sa.select(Caption.text_id)
+            .join(ProbingSetClip, ProbingSetClip.clip_id == Caption.clip_id)
+            .where(
+                ProbingSetClip.probing_set_id == plan.probing.id,
+                Caption.recipe_id == provenance.find_recipe(session, plan.captioned),
+            )
+        ).all()
+        names = session.scalars(sa.select(Concept.text_id).where(Concept.concept_set_id == plan.concepts.id)).all()
+        summaries = provenance.find_recipe(session, plan.summarise)
+        points = summarise.point_texts(session, summaries, [layer.id for layer in plan.layers]) if summaries else {}
+    counted = []
+    for method, score in plan.scores.items():
+        if method == "db":
+            counted.append(embed.cut_texts(engine, score.encoder, captions, "captions"))
+        counted.append(embed.cut_texts(engine, score.encoder, names, "concepts"))
+    counted.append(embed.cut_texts(engine, tools.sentence_encoder, list(points), "points"))
+    return counted
 
 
 def _ensure_dissection(session: Session, plan: Plan, options: Options, recording_id: int) -> int:

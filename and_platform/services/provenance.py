@@ -118,7 +118,7 @@ def run(engine: sa.Engine, command: str, arguments: Mapping[str, Any]) -> Iterat
         _mark_interrupted(session)
         row = Run(
             command=command, arguments=json.loads(json.dumps(dict(arguments), default=str)),
-            versions=_versions(), machine=_machine(),
+            versions=versions(), machine=_machine(),
         )  # fmt: skip
         session.add(row)
         session.flush()
@@ -164,7 +164,8 @@ def _mark_interrupted(session: Session) -> None:
             row.outcome = "interrupted"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python, of the platform and of the libraries that matter, as far as they are installed."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

@@ -114,6 +114,7 @@ def test_ablate_and_acoustics(dissected: sa.Engine, andp: Run, tmp_path: Path) -
         (("ablate", "one", "--criteria", " , "), 2, "is empty; give names, separated by commas"),
         (("adjectives", "one", "--plot", "a.gif"), 2, "'a.gif' must end with .svg, .png, .pdf"),
         (("ablate", "one", "--shares", "few"), 2, "'few' is no list of numbers"),
+        (("ablate", "one", "--seeds", "0,-1"), 2, "'0,-1' is no list of whole numbers from 0 up"),
         (("ablate", "one", "--criteria", "noun"), 2, "did you mean 'nouns'"),
         (("acoustics", "one", "--word", "loud", "--word", "lout"), 3, "did you mean: loud"),
     ],

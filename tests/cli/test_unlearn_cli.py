@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def test_plan_run_table_sweep_export(hand: None, andp: Andp, tmp_path: Path) -> 
 
     printed = andp("unlearn", "table", "hand", "--paper")
     assert "AST (paper)" in printed.stdout and "the paper: The committed rerun" in printed.stderr
+    assert "--experiment" not in printed.stderr
     shown = andp("unlearn", "list", "hand", "--strategy", "open", "--csv").stdout.splitlines()
     assert shown[0].startswith("ablation_id,strategy,concept") and len(shown) == 3
     one = json.loads(andp("unlearn", "show", shown[1].split(",")[0], "--json").stdout)
@@ -53,6 +55,16 @@ def test_plan_run_table_sweep_export(hand: None, andp: Andp, tmp_path: Path) -> 
     listed = json.loads(andp("unlearn", "plans", "hand", "--json").stdout)
     assert listed[0]["per_layer"] == {"hidden": 2}
 
+    andp("unlearn", "run", "hand", "--concept", "dog", "--top", "2")
+    told = andp("unlearn", "table", "hand").stderr
+    experiment = table["open"]["experiment"]
+    found = re.search(
+        rf"hand: run {experiment}, of most target classes \(2\); --experiment shows another: (\d+) \(of 1\)", told
+    )
+    assert found is not None
+    other = json.loads(andp("unlearn", "table", "hand", "--experiment", found[1], "--json").stdout)
+    assert [(row["targets"], str(row["experiment"])) for row in other] == [(1, found[1])]
+
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
@@ -63,6 +75,8 @@ def test_plan_run_table_sweep_export(hand: None, andp: Andp, tmp_path: Path) -> 
         (("plan", "hand"), 2, "'open' needs a concept; name it with --concept TEXT"),
         (("run", "hand"), 2, "one of them: --concept TEXT, --each-class, --plan PLAN"),
         (("run", "hand", "--each-class", "--seeds", "one"), 2, "'one' is no list of whole numbers"),
+        (("run", "hand", "--each-class", "--seeds", "0,-1"), 2, "'0,-1' is no list of whole numbers from 0 up"),
+        (("plan", "hand", "--concept", "dog", "--seed", "-1"), 2, "-1 is not in the range x>=0"),
         (("run", "hand", "--concept", "dog", "--plot", "x.gif"), 2, "'x.gif' must end with .svg, .png, .pdf"),
         (("run", "hand", "--concept", "dog", "--device", "quantum"), 2, "the device is 'quantum'"),
         (("table", "hand"), 3, "nothing was unlearned of 'hand' yet; run: andp unlearn run hand --each-class"),

@@ -399,11 +399,15 @@ def test_a_caption_that_comes_late_is_used(
     class Captioner:
         recipe = BackendRecipe("fake", "1")
         rate = None
+        batch_size = 4
 
-        def caption_batch(self, clips: Any) -> list[str]:
-            if any(stem in clip.key for clip in clips for stem in broken):
-                raise GenerationError("no caption")
-            return [f"A sound of the kind {clip.key.split('/')[0]}." for clip in clips]
+        def caption_batch(self, clips: Any) -> list[str | Exception]:
+            return [
+                GenerationError("no caption")
+                if any(stem in clip.key for stem in broken)
+                else f"A sound of the kind {clip.key.split('/')[0]}."
+                for clip in clips
+            ]
 
     create = registry.create
     monkeypatch.setattr(

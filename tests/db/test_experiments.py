@@ -232,7 +232,10 @@ def test_held_out_clips_are_decoded_at_the_networks_rate(engine: sa.Engine, worl
     assert [clip.waveform.size for clip in clips] == [4000, 4000]
     assert clips[0].waveform.dtype == np.float32
     chosen.clips[0].path.write_bytes(chosen.clips[1].path.read_bytes())
-    with pytest.raises(AudioError, match="has changed since it was ingested"):
+    with pytest.raises(AudioError, match=f"cannot use '{chosen.clips[0].key}': changed: .*; bring the file back"):
+        list(decoded(chosen, RATE))
+    chosen.clips[0].path.unlink()
+    with pytest.raises(AudioError, match=f"cannot use '{chosen.clips[0].key}': missing"):
         list(decoded(chosen, RATE))
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ import pytest
 import sqlalchemy as sa
 
 from and_platform import api, db
+from and_platform.backends import audio
 from and_platform.backends.networks import shared_passes
 from and_platform.errors import IncompleteError, InputError, NotFoundError
 from and_platform.queries import features as queries
-from and_platform.services import experiments, features, networks
+from and_platform.services import ablations, experiments, features, networks
 from and_platform.services.held_out import decoded, held_out
 from tests import factories, tiny
 from tests.factories import Told, World
@@ -356,10 +360,11 @@ def test_ablate_a_real_network(dissected: sa.Engine, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         return evaluate(*args, **kwargs)
 
+    monkeypatch.setattr(ablations, "AT_ONCE", 4)
     monkeypatch.setattr(shared_passes, "ablated_logits", twice)
     with pytest.raises(KeyboardInterrupt):
         features.ablate(dissected, "tiny", **asked)
-    # a criterion is a unit of work: two of four were kept
+    # four were kept at a time, those of a criterion: two criteria of four
     assert ask(dissected, "SELECT strategy, count(*) FROM ablations GROUP BY 1 ORDER BY 1") == [
         ("adjective:clear", 4), ("adjectives", 4),
     ]  # fmt: skip
@@ -420,6 +425,42 @@ def _check_figures(session: Any, about: Any, row: dict[str, Any]) -> None:
     assert row["probability"] == pytest.approx(sum(probability) / len(right), abs=1e-5)
     sizes = {"b00.attn_out": 16 + 1, "b00.ff_in": 16 + 1, "b00.ff_out": 24 + 1}
     assert row["n_parameters"] == sum(sizes[layer] * len(units) for layer, units in selection.items())
+
+
+def test_clips_are_decoded_once(dissected: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablations, "AT_ONCE", 2)
+    read = audio.decode
+    paths: list[Path] = []
+
+    def noted(path: Path, *args: Any) -> Any:
+        paths.append(path)
+        return read(path, *args)
+
+    monkeypatch.setattr(audio, "decode", noted)
+    features.ablate(dissected, "tiny", criteria=["random"], shares=[5, 10, 50], seeds=[0, 1])
+    assert len(paths) == len(set(paths)) == 9
+
+
+def test_two_at_once_evaluate_everything_once(dissected: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"criteria": ["random", "adjectives"], "shares": [5.0, 50.0], "seeds": [0, 1]}
+    evaluate, evaluated, started, waiter = shared_passes.ablated_logits, list[Any](), threading.Event(), Notes()
+    waits = "waiting for another run of the same experiment"
+
+    def slow(network: Any, selections: Any, *args: Any, **kwargs: Any) -> Any:
+        evaluated.extend(selections)
+        started.set()
+        end = time.monotonic() + 60
+        while waits not in waiter.notes and time.monotonic() < end:
+            time.sleep(0.02)
+        return evaluate(network, selections, *args, **kwargs)
+
+    monkeypatch.setattr(shared_passes, "ablated_logits", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(features.ablate, dissected, "tiny", **asked)
+        assert started.wait(60)
+        second = pool.submit(features.ablate, dissected, "tiny", **asked, progress=waiter)
+        assert first.result() == second.result()
+    assert waits in waiter.notes and len(evaluated) == 8
 
 
 def test_ablate_refuses_what_it_cannot_do(shared_engine: sa.Engine, shared: World) -> None:

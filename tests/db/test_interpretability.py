@@ -479,5 +479,14 @@ def test_what_cannot_be_asked_is_said(engine: sa.Engine, told: World) -> None:
         other = factories.world(session, name="other")
     with pytest.raises(InputError, match=r"is of clips of 'sounds of net' that dissection .* was not probed with"):
         interpretability.blocks(engine, ["other"], clustering=made.id)
+    with db.transaction(engine) as session:
+        session.execute(
+            sa.text(
+                "UPDATE dissection_recipes SET recipe_id = :recipe WHERE stage = 'caption' AND dissection_id = :id"
+            ),
+            {"recipe": factories.recipe(session, "caption"), "id": told.dissection.id},
+        )
+    with pytest.raises(InputError, match=r"is of other captions than those that .* 'net' was made with; run: andp"):
+        interpretability.blocks(engine, ["net"], clustering=made.id)
     with pytest.raises(sa.exc.DBAPIError, match="is of other clips than dissection"):
         ask(engine, "SELECT * FROM neuron_agreement(:c, :d)", c=made.id, d=other.dissection.id)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,10 @@ from and_platform.backends.networks import shared_passes
 from and_platform.errors import ConfigError, IncompleteError, InputError, NotFoundError
 from and_platform.queries import unlearning as queries
 from and_platform.schema import Ablation, AblationPlan, Clip, Dissection, Experiment, TextEmbedding
-from and_platform.services import class_mapping, experiments
+from and_platform.services import ablations, class_mapping, experiments
 from and_platform.services.held_out import held_out
 from and_platform.services.progress import Silent
-from and_platform.services.unlearning import export, outcomes, plans, runs, sweep, tables
+from and_platform.services.unlearning import export, plans, runs, sweep, tables
 from and_platform.services.unlearning.plans import Options
 from tests import factories, hand_network
 from tests.factories import Told
@@ -413,7 +416,7 @@ def test_classes_without_a_concept_are_named(hand: sa.Engine) -> None:
 def test_a_stopped_run_goes_on_where_it_was(
     hand: sa.Engine, evaluated: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcomes, "AT_ONCE", 1)
+    monkeypatch.setattr(ablations, "AT_ONCE", 1)
     spied, calls = shared_passes.ablated_logits, Counter[str]()
 
     def dies(*args: Any, **kwargs: Any) -> Any:
@@ -437,6 +440,33 @@ def test_the_default_strategies_are_those_with_data(hand: sa.Engine) -> None:
     report = runs.run(hand, "hand", each_class=True, seeds=[0])
     assert [row["strategy"] for row in tables.table4(hand, "hand")] == ["random", "random_matched", "closed_db", "open"]
     assert len(report.ablations) == 8
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "ablated"),
+    [(runs.run, {"strategies": ["open", "closed_db"]}, 4), (sweep.run, {"points": (), "draws": 3}, 8)],
+)
+def test_two_at_once_evaluate_everything_once(
+    hand: sa.Engine, monkeypatch: pytest.MonkeyPatch, command: Any, options: dict[str, Any], ablated: int
+) -> None:
+    evaluate, evaluated, started, waiter = shared_passes.ablated_logits, list[Any](), threading.Event(), Listener()
+    waits = "waiting for another run of the same experiment"
+
+    def slow(network: Any, selections: Any, *args: Any, **kwargs: Any) -> Any:
+        evaluated.extend(selections)
+        started.set()
+        end = time.monotonic() + 60
+        while waits not in waiter.notes and time.monotonic() < end:
+            time.sleep(0.02)
+        return evaluate(network, selections, *args, **kwargs)
+
+    monkeypatch.setattr(shared_passes, "ablated_logits", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(command, hand, "hand", each_class=True, **options)
+        assert started.wait(60)
+        second = pool.submit(command, hand, "hand", each_class=True, **options, progress=waiter)
+        assert (first.result().measured, second.result().measured) == (ablated, 0)
+    assert waits in waiter.notes and len(evaluated) == ablated
 
 
 @pytest.mark.parametrize(
@@ -545,7 +575,7 @@ def test_each_class_gives_the_margin_with_its_interval(hand: sa.Engine, evaluate
 
 
 def test_a_stopped_sweep_goes_on(hand: sa.Engine, evaluated: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcomes, "AT_ONCE", 4)
+    monkeypatch.setattr(ablations, "AT_ONCE", 4)
     spied, calls = shared_passes.ablated_logits, Counter[str]()
 
     def dies(*args: Any, **kwargs: Any) -> Any:

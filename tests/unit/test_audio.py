@@ -254,6 +254,16 @@ def test_flac_without_a_length(tmp_path: Path) -> None:
     assert reason(path) == "no length: the header does not tell how long the sound is; encode the file again"
 
 
+def test_a_file_that_is_not_the_one_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", noise())
+    sha256 = audio.decode(path).sha256
+    assert audio.decode(path, sha256).sha256 == sha256
+    write(path, noise(2))
+    for read in (lambda: audio.decode(path, sha256), lambda: audio.load(path, RATE, sha256)):
+        with pytest.raises(AudioError, match=r"^changed: the file is not the one that was ingested$"):
+            read()
+
+
 def test_load_resamples(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", noise(2), "FLOAT")
     waveform, rate = audio.load(path, 16000)

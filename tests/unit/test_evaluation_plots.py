@@ -42,6 +42,9 @@ def test_the_stated_function_is_filled() -> None:
     rows = [row("cos", 0.5, False), row("cos_cubed", 0.8, True), row("wpmi", None, False)]
     figure = evaluation.last_layer(rows, "n = 3 classes", chance=0.2)
     (axis,) = figure.axes
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["db  cos", "db  cos_cubed"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        "by captions (DB), cos",
+        "by captions (DB), cos cubed",
+    ]
     points = [line for line in axis.lines if line.get_marker() == "o"]
     assert [point.get_markerfacecolor() for point in points] == ["white", style.colour(0)]

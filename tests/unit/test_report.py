@@ -170,7 +170,7 @@ def test_what_a_page_does_without_is_said(tmp_path: Path) -> None:
     wave, rate = soundfile.read(io.BytesIO(base64.b64decode(store.sounds[1].uri.partition(",")[2])))
     assert len(wave) / rate == pytest.approx(10.0, abs=0.1)
     assert (store.cut, store.beyond, set(store.unreadable)) == ({1}, {2}, {"no.wav", "c.wav"})
-    assert store.unreadable["c.wav"] == "changed since it was ingested"
+    assert store.unreadable["c.wav"] == "changed: the file is not the one that was ingested"
     assert len(store.notes()) == 3
 
 
@@ -201,7 +201,7 @@ def test_quality_of_several_networks_shares_axes() -> None:
     drawn = [line.get_xydata().tolist() for line in axis.lines]
     assert drawn[0] == [[0.0, 0.2], [0.5, 0.4], [1.0, 0.6]]
     assert drawn[2] == [[0.0, 0.3]]
-    assert axis.get_title(loc="left") == "closed db, against labels"
+    assert axis.get_title(loc="left") == "Concept by captions, against labels"
 
 
 def test_networks_stand_on_the_rungs_of_one_axis() -> None:
