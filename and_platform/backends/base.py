@@ -101,6 +101,13 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Releasable(Protocol):
+    """A backend whose model is large: it can be let go when its work is done, and loads again when it is used again."""
+
+    def release(self) -> None: ...
+
+
+@runtime_checkable
 class TextEncoder(Backend, Protocol):
     """Text to unit vectors. `scale` multiplies the cosine before a softmax over concepts.
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from and_platform import db
 from and_platform.backends import audio, registry
-from and_platform.backends.base import BackendRecipe, Captioner
+from and_platform.backends.base import BackendRecipe, Captioner, Releasable
 from and_platform.backends.base import Clip as DecodedClip
 from and_platform.core import acoustics, describer
 from and_platform.core.text import cut_repeats, names_label, split_sentences
@@ -163,10 +163,15 @@ class _Model:
         return True
 
     def make(self, rows: Sequence[_Row]) -> Iterator[_Made]:
-        for batch in self._decoded(sorted(rows, key=lambda row: -row.duration_s)):
-            failed: _Made = [(row, clip) for row, clip in batch if isinstance(clip, AudioError)]
-            clips = [(row, clip) for row, clip in batch if not isinstance(clip, AudioError)]
-            yield failed + list(zip((row for row, _ in clips), self._caption([clip for _, clip in clips]), strict=True))
+        try:
+            for batch in self._decoded(sorted(rows, key=lambda row: -row.duration_s)):
+                failed: _Made = [(row, clip) for row, clip in batch if isinstance(clip, AudioError)]
+                clips = [(row, clip) for row, clip in batch if not isinstance(clip, AudioError)]
+                said = self._caption([clip for _, clip in clips])
+                yield failed + list(zip((row for row, _ in clips), said, strict=True))
+        finally:
+            if isinstance(self._captioner, Releasable):  # the language model needs the memory next
+                self._captioner.release()
 
     def _caption(self, clips: Sequence[DecodedClip]) -> Sequence[str | Exception]:
         if not clips:

@@ -183,7 +183,17 @@ class TestAudioLMs:
         tensors.pop(next(name for name in sorted(tensors) if "audio" in name and "conv" in name))
         save_file(tensors, file, {"format": "pt"})
         with pytest.raises(WeightsMissingError, match=r"1 weights are not in the files, .*conv"):
-            make(tmp_path / "copy")
+            make(tmp_path / "copy").caption_batch([clip(0.3)])
+
+    def test_the_model_is_loaded_when_it_is_used_and_after_it_was_let_go(self, folder: Path) -> None:
+        captioner = make(folder)
+        captioner.release()
+        assert captioner._lazy._made == []
+        said = captioner.caption_batch([clip(0.3)])
+        assert len(captioner._lazy._made) == 1
+        captioner.release()
+        assert captioner._lazy._made == []
+        assert captioner.caption_batch([clip(0.3)]) == said
 
     def test_other_numbers(self, folder: Path) -> None:
         captioner = make(folder, dtype="bfloat16")

@@ -36,12 +36,6 @@ class Engine:
         if arguments.get("tensor_parallel_size", 1) > 1:
             raise RuntimeError("Engine core initialization failed.\nSee root cause above.")
         self._tokenizer = AutoTokenizer.from_pretrained(arguments["model"])
-        config = SimpleNamespace(
-            dtype="torch.bfloat16",
-            quantization=arguments["quantization"],
-            max_model_len=arguments["max_model_len"] or 512,
-        )
-        self.llm_engine = SimpleNamespace(model_config=config)
 
     def get_tokenizer(self) -> Any:
         return self._tokenizer
@@ -61,11 +55,27 @@ class Engine:
         ]
 
 
+class EngineArgs:
+    """Stands in for vllm.EngineArgs: what the engine would be, without its weights."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = arguments
+
+    def create_model_config(self) -> Any:
+        return SimpleNamespace(
+            dtype="torch.bfloat16",
+            quantization=self._arguments["quantization"],
+            max_model_len=self._arguments["max_model_len"] or 512,
+        )
+
+
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
     names = ("vllm", "vllm.sampling_params", "vllm.platforms")
     module, parameters, platforms = (ModuleType(name) for name in names)
-    vars(module).update(LLM=Engine, SamplingParams=dict, sampling_params=parameters, platforms=platforms)
+    vars(module).update(
+        LLM=Engine, EngineArgs=EngineArgs, SamplingParams=dict, sampling_params=parameters, platforms=platforms
+    )
     vars(parameters).update(StructuredOutputsParams=dict)
     vars(platforms).update(current_platform=SimpleNamespace(is_cpu=lambda: Engine.on_cpu))
     for name, made in zip(names, (module, parameters, platforms), strict=True):
@@ -97,11 +107,21 @@ def test_what_the_engine_is_asked(engine: type[Engine], llama2_dir: Path) -> Non
 def test_seeded_prompts_are_computed_in_one_step_on_a_cpu(engine: type[Engine], llama2_dir: Path) -> None:
     source = str(llama2_dir)
     engine.on_cpu = True
-    VllmLLM(source)
-    VllmLLM(source, temperature=0.0)
-    VllmLLM(source, enable_chunked_prefill=True)
+    for options in ({}, {"temperature": 0.0}, {"enable_chunked_prefill": True}):
+        VllmLLM(source, **options).generate([Prompt("a")], max_tokens=5)
     assert [made.get("enable_chunked_prefill") for made in engine.made] == [False, None, True]
     assert VllmLLM(source).recipe == VllmLLM(source, enable_chunked_prefill=True).recipe
+
+
+def test_the_engine_starts_when_it_is_asked_and_stops_when_it_is_let_go(engine: type[Engine], llama2_dir: Path) -> None:
+    llm = VllmLLM(str(llama2_dir))
+    assert engine.made == []
+    llm.generate([Prompt("a")], max_tokens=5)
+    llm.generate([Prompt("a")], max_tokens=5)
+    assert len(engine.made) == 1
+    llm.release()
+    llm.generate([Prompt("a")], max_tokens=5)
+    assert len(engine.made) == 2
 
 
 def test_answers_come_in_chunks(engine: type[Engine], llama2_dir: Path) -> None:
@@ -150,7 +170,7 @@ def test_what_goes_wrong(engine: type[Engine], llama2_dir: Path, tmp_path: Path)
     with pytest.raises(WeightsMissingError):
         VllmLLM(str(tmp_path / "nothing"))
     with pytest.raises(BackendError, match=r"does not start with .*: Engine core initialization failed\.; its log"):
-        VllmLLM(str(llama2_dir), tensor_parallel_size=2)
+        VllmLLM(str(llama2_dir), tensor_parallel_size=2).generate([Prompt("a")], max_tokens=5)
     llm = VllmLLM(str(llama2_dir))
     engine.fail = RuntimeError("EngineDeadError\nmore")
     with pytest.raises(BackendError, match=r"vLLM gave up: RuntimeError: EngineDeadError$"):

@@ -196,7 +196,7 @@ def another_vicuna(width: int, layers: int) -> Callable[[Path], None]:
 
 class TestParts:
     def test_parts_by_their_published_names_and_by_path(self, copied: Path, tmp_path_factory: Any) -> None:
-        own = SalmonnCaptioner(str(copied), max_tokens=4)
+        said = SalmonnCaptioner(str(copied), max_tokens=4).caption_batch(clips()[:2])
         (copied / "salmonn.pth").rename(copied / "salmonn_7b_v0.pth")
         elsewhere = tmp_path_factory.mktemp("elsewhere")
         (elsewhere / "beats").mkdir()
@@ -207,7 +207,7 @@ class TestParts:
             file.seek(0)
             file.write(f'beats = "{elsewhere / "beats"}"\nwhisper = "./whisper"\n{rest}')
         moved = SalmonnCaptioner(str(copied), max_tokens=4)
-        assert moved.caption_batch(clips()[:2]) == own.caption_batch(clips()[:2])
+        assert moved.caption_batch(clips()[:2]) == said
         assert moved.recipe.origin == str(copied / "salmonn_7b_v0.pth")
 
     def test_both_published_widths(self, tmp_path: Path) -> None:
@@ -283,18 +283,18 @@ class TestParts:
     ) -> None:
         break_it(copied)
         with pytest.raises(error, match=message) as told:
-            SalmonnCaptioner(str(copied))
+            SalmonnCaptioner(str(copied)).caption_batch(clips()[:1])
         assert "\n" not in str(told.value)
 
     def test_no_code_of_a_checkpoint_runs(self, copied: Path) -> None:
         torch.save({"model": {"x": Path("/")}}, copied / "salmonn.pth")
         with pytest.raises(WeightsMissingError, match="never run"):
-            SalmonnCaptioner(str(copied))
+            SalmonnCaptioner(str(copied)).caption_batch(clips()[:1])
 
     def test_something_else_is_no_checkpoint(self, copied: Path) -> None:
         torch.save({"state": {}}, copied / "salmonn.pth")
         with pytest.raises(WeightsMissingError, match="has no 'model'"):
-            SalmonnCaptioner(str(copied))
+            SalmonnCaptioner(str(copied)).caption_batch(clips()[:1])
 
     def test_two_candidates(self, copied: Path) -> None:
         (copied / "both").mkdir()

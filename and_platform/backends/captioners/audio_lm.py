@@ -21,6 +21,7 @@ from and_platform.backends.audio import encode_wav
 from and_platform.backends.base import BackendRecipe, Clip, Floats
 from and_platform.backends.batching import BatchSize, each_by_length, pick_device, pick_dtype
 from and_platform.backends.captioners.answers import check_captions, check_rate
+from and_platform.backends.lazy import Lazy
 from and_platform.backends.sampling import seed_of, seeded_choice
 from and_platform.backends.weights import find_weights, loading
 from and_platform.core.prompts import CAPTION_PROMPT
@@ -119,9 +120,18 @@ class AudioLMCaptioner:
             # Of a model that also speaks, only what thinks and writes is needed.
             config = getattr(config, "thinker_config", config)
             wanted = pick_dtype(dtype, where, config.dtype)
-            self._model: Any = _load_model(weights.path, config, wanted, quantization, device_map or where)
-            if self._family.adapter:
-                self._model.load_adapter(str(weights.path / self._family.adapter))
+        adapter = weights.path / self._family.adapter if self._family.adapter else None
+        if adapter is not None and not adapter.is_dir():
+            raise WeightsMissingError(f"the model at {source} lacks its adapter {adapter.name}; download it whole")
+
+        def load() -> Any:
+            with loading(source):
+                model = _load_model(weights.path, config, wanted, quantization, device_map or where)
+                if adapter is not None:
+                    model.load_adapter(str(adapter))
+            return model
+
+        self._lazy = Lazy(load)
         self._processor.tokenizer.padding_side = "left"
         self.rate: int | None = int(extractor.sampling_rate)
         self._prompt, self._system = prompt, system
@@ -143,6 +153,14 @@ class AudioLMCaptioner:
         if window := _window_s(self._processor, extractor, self._family):
             params["max_seconds"] = window
         self.recipe = BackendRecipe("audio-lm", weights.revision, params, origin=weights.origin)
+
+    @property
+    def _model(self) -> Any:
+        return self._lazy.get()
+
+    def release(self) -> None:
+        """Give the model's memory back; it is loaded again when it is used again."""
+        self._lazy.release()
 
     @property
     def batch_size(self) -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from and_platform.backends.base import BackendRecipe, Clip
 from and_platform.backends.batching import BatchSize, each_by_length, pick_device, pick_dtype
 from and_platform.backends.captioners.answers import check_captions, check_rate
-from and_platform.backends.captioners.salmonn_layout import read_layout
+from and_platform.backends.captioners.salmonn_layout import SalmonnLayout, read_layout
+from and_platform.backends.lazy import Lazy
 from and_platform.backends.sampling import seed_of, seeded_choice
 from and_platform.core.prompts import CAPTION_PROMPT
 from and_platform.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from and_platform.backends.captioners.salmonn_model import Salmonn
 
 _QUANTISATIONS = ("4bit", "8bit")
 
@@ -85,32 +89,24 @@ class SalmonnCaptioner:
         settings = layout.settings
         self._around = settings.around_speech(prompt)
 
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import AutoConfig
 
-        from and_platform.backends.captioners.salmonn_model import SHORTEST_S, Salmonn
+        from and_platform.backends.captioners.salmonn_model import SHORTEST_S, Hearing
         from and_platform.backends.weights import loading
 
         where = pick_device(device)
         with loading(str(layout.vicuna.path)):
             stored = AutoConfig.from_pretrained(layout.vicuna.path).dtype
         wanted = pick_dtype(dtype, where, stored)
-        self._model = Salmonn(layout, where, wanted, quantization)
-        self.rate: int | None = self._model.rate
+        hearing = Hearing.of(layout)
+        search = {
+            "max_new_tokens": max_tokens, "num_beams": num_beams, "do_sample": False,
+            "repetition_penalty": repetition_penalty, "length_penalty": length_penalty, "early_stopping": early_stopping,
+        }  # fmt: skip
+        self._lazy = Lazy(lambda: _load(layout, where, wanted, quantization, search))
+        self.rate: int | None = hearing.rate
         self._temperature, self._top_p, self._seed = temperature, top_p, seed
         self._batches = BatchSize(batch_size)
-        end = self._model.tokenizer.eos_token_id
-        # Nothing of the language model's own defaults may change the search.
-        self._model.llm.generation_config = GenerationConfig(
-            max_new_tokens=max_tokens,
-            num_beams=num_beams,
-            do_sample=False,
-            repetition_penalty=repetition_penalty,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-            bos_token_id=self._model.tokenizer.bos_token_id,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
         params: dict[str, Any] = {
             "prompt": prompt,
             "prompt_template": settings.prompt_template,
@@ -119,9 +115,9 @@ class SalmonnCaptioner:
             "max_tokens": max_tokens,
             "dtype": str(wanted).removeprefix("torch."),
             "lora_alpha": settings.lora_alpha,
-            "window_frames": [self._model.connector.kernel, self._model.connector.stride],
+            "window_frames": [hearing.kernel, hearing.stride],
             "min_seconds": SHORTEST_S,
-            "max_seconds": self._model.longest_s,
+            "max_seconds": hearing.longest_s,
             "whisper": layout.whisper.revision,
             "beats": layout.beats.revision,
             "vicuna": layout.vicuna.revision,
@@ -133,6 +129,14 @@ class SalmonnCaptioner:
         if quantization:
             params["quantization"] = quantization
         self.recipe = BackendRecipe("salmonn", layout.checkpoint.revision, params, layout.checkpoint.origin)
+
+    @property
+    def _model(self) -> Salmonn:
+        return self._lazy.get()
+
+    def release(self) -> None:
+        """Give the model's memory back; it is loaded again when it is used again."""
+        self._lazy.release()
 
     @property
     def batch_size(self) -> int:
@@ -175,3 +179,17 @@ class SalmonnCaptioner:
             return None
         seeds = [seed_of(self._seed, clip.waveform.tobytes()) for clip in clips]
         return seeded_choice(seeds, self._temperature, self._top_p)
+
+
+def _load(layout: SalmonnLayout, device: str, dtype: Any, quantization: str | None, search: dict[str, Any]) -> Salmonn:
+    from transformers import GenerationConfig
+
+    from and_platform.backends.captioners.salmonn_model import Salmonn
+
+    model = Salmonn(layout, device, dtype, quantization)
+    end = model.tokenizer.eos_token_id
+    # Nothing of the language model's own defaults may change the search.
+    model.llm.generation_config = GenerationConfig(
+        **search, bos_token_id=model.tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end
+    )
+    return model

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -187,6 +187,40 @@ class Connector(nn.Module):
         return projected.reshape(both.shape[0], -1, self.llm_width)
 
 
+class Hearing(NamedTuple):
+    """What of a SALMONN is known before its weights are read: rate (Hz), longest clip (s), window and step in frames."""
+
+    rate: int
+    longest_s: float
+    kernel: int
+    stride: int
+
+    @classmethod
+    def of(cls, layout: SalmonnLayout) -> Hearing:
+        """From the configuration of its Whisper and the settings.
+
+        Raises
+        ------
+        WeightsMissingError
+            The Whisper is none, or hears at another rate than BEATs.
+        """
+        from transformers import WhisperConfig, WhisperFeatureExtractor
+
+        with loading(str(layout.whisper.path)):
+            extractor = WhisperFeatureExtractor.from_pretrained(layout.whisper.path)
+            frames = WhisperConfig.from_pretrained(layout.whisper.path).max_source_positions
+        rate, longest_s = int(extractor.sampling_rate), float(extractor.chunk_length)
+        if rate != beats.RATE:
+            raise WeightsMissingError(
+                f"the Whisper in {layout.whisper.path} hears {rate} Hz, BEATs {beats.RATE} Hz; SALMONN needs equal ones"
+            )
+        settings = layout.settings
+        return cls(
+            rate, longest_s, _frames_of(settings.second_per_window, frames, longest_s),
+            _frames_of(settings.second_stride, frames, longest_s),
+        )  # fmt: skip
+
+
 class Salmonn:
     """A SALMONN that is ready to hear.
 
@@ -214,23 +248,16 @@ class Salmonn:
         weights = read_checkpoint(layout.checkpoint.path)
         _check_settings(settings, weights, layout)
         self.device, self.dtype = torch.device(device), dtype
+        hearing = Hearing.of(layout)
+        self.rate, self.longest_s = hearing.rate, hearing.longest_s
         with loading(str(layout.whisper.path)):
             self._extractor: Any = WhisperFeatureExtractor.from_pretrained(layout.whisper.path)
-        self.rate = int(self._extractor.sampling_rate)
-        if self.rate != beats.RATE:
-            raise WeightsMissingError(
-                f"the Whisper in {layout.whisper.path} hears {self.rate} Hz, BEATs {beats.RATE} Hz; SALMONN needs equal ones"
-            )
-        self.longest_s = float(self._extractor.chunk_length)
         self._speech_encoder = _whisper_encoder(layout.whisper.path).to(self.device)
         self._beats = beats.load_beats(layout.beats.path).to(self.device)
-        frames = self._speech_encoder.config.max_source_positions
-        kernel, stride = (
-            _frames_of(seconds, frames, self.longest_s)
-            for seconds in (settings.second_per_window, settings.second_stride)
-        )
         try:
-            self.connector = Connector(weights, kernel, stride, settings.qformer_heads).to(self.device).eval()
+            self.connector = (
+                Connector(weights, hearing.kernel, hearing.stride, settings.qformer_heads).to(self.device).eval()
+            )
         except (KeyError, RuntimeError, ValueError) as exc:
             reason = " ".join(str(exc).split())[:300]
             raise WeightsMissingError(

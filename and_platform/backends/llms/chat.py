@@ -88,14 +88,6 @@ class Chat:
                 source,
             )
 
-    @property
-    def params(self) -> dict[str, Any]:
-        """What of this changes answers and is not in the revision of the weights; for the recipe."""
-        params: dict[str, Any] = {"template_options": self._options} if self._options else {}
-        if self._given is not None:
-            params["chat_template"] = hashlib.sha256(self._given.encode()).hexdigest()[:32]
-        return params
-
     def text(self, prompt: Prompt) -> str:
         """The prompt as the model reads it.
 
@@ -148,6 +140,20 @@ class Chat:
             except GenerationError as exc:
                 bad[place] = exc
         return good, bad
+
+
+def template_params(template: str | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of a chat template and its variables changes answers and is not in the revision of the weights; for the recipe.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such template.
+    """
+    params: dict[str, Any] = {"template_options": dict(options)} if options else {}
+    if template is not None:
+        params["chat_template"] = hashlib.sha256(_template(template).encode()).hexdigest()[:32]
+    return params
 
 
 def _template(given: str) -> str:

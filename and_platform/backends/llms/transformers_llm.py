@@ -8,8 +8,9 @@ from typing import Any
 
 from and_platform.backends.base import BackendRecipe, Form, Generation, Prompt
 from and_platform.backends.batching import BatchSize, TooLargeError, each_by_length, pick_device, pick_dtype
+from and_platform.backends.lazy import Lazy
 from and_platform.backends.llms import forms
-from and_platform.backends.llms.chat import Answering, Chat
+from and_platform.backends.llms.chat import Answering, Chat, template_params
 from and_platform.backends.sampling import seed_of, seeded_choice
 from and_platform.backends.weights import find_weights, loading
 from and_platform.errors import ConfigError, GenerationError, MissingExtraError
@@ -70,22 +71,31 @@ class TransformersLLM(Answering):
         device: str | None = None,
         device_map: str | None = None,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import torch
+        from transformers import AutoConfig, AutoTokenizer
 
         forms.wanted(structured, {}, "transformers", auto=False)
         where = _placement(quantization, device, device_map, dtype)
-        stored_as: Any = "auto" if dtype == "auto" else pick_dtype(dtype, pick_device(device))
         weights = find_weights(source)
         with loading(source):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.path, padding_side="left")
-            self._model: Any = AutoModelForCausalLM.from_pretrained(weights.path, dtype=stored_as, **where).eval()
-        if not where:
-            self._model.to(pick_device(device))
+            config: Any = AutoConfig.from_pretrained(weights.path)
+        on = pick_device(device)
+        wanted = (config.dtype or torch.float32) if dtype == "auto" else pick_dtype(dtype, on)
+
+        def load() -> Any:
+            from transformers import AutoModelForCausalLM
+
+            with loading(source):
+                model = AutoModelForCausalLM.from_pretrained(weights.path, dtype=wanted, **where).eval()
+            return model if where else model.to(on)
+
+        self._lazy = Lazy(load)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._chat = Chat(
             self._tokenizer, template=chat_template, options=template_options,
-            window=getattr(self._model.config, "max_position_embeddings", None), source=source,
+            window=getattr(config, "max_position_embeddings", None), source=source,
         )  # fmt: skip
         self._temperature, self._top_p, self._seed = temperature, top_p, seed
         self._batches, self._at_once = BatchSize(batch_size), batch_size
@@ -96,13 +106,21 @@ class TransformersLLM(Answering):
                 "temperature": temperature,
                 "top_p": top_p,
                 "seed": seed,
-                "dtype": str(self._model.dtype),
-                **self._chat.params,
+                "dtype": str(wanted),
+                **template_params(chat_template, template_options),
                 **({"quantization": quantization} if quantization else {}),
                 **({"draws": "per prompt"} if temperature > 0 else {}),
             },
             weights.origin,
         )
+
+    @property
+    def _model(self) -> Any:
+        return self._lazy.get()
+
+    def release(self) -> None:
+        """Give the model's memory back; it is loaded again when it is used again."""
+        self._lazy.release()
 
     def stream(
         self, prompts: Sequence[Prompt], *, max_tokens: int, form: Form | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from and_platform.backends.base import BackendRecipe, Form, Generation, Prompt
+from and_platform.backends.lazy import Lazy
 from and_platform.backends.llms import forms
-from and_platform.backends.llms.chat import Answering, Chat
+from and_platform.backends.llms.chat import Answering, Chat, template_params
 from and_platform.backends.weights import find_weights, loading
 from and_platform.errors import BackendError, ConfigError, GenerationError, MissingExtraError
 
@@ -35,6 +36,13 @@ _SPEED_ONLY = frozenset(
         "tensor_parallel_size",
     ]
 )
+
+
+class _Running(NamedTuple):
+    """vLLM's engine at work, and how prompts are written for its model."""
+
+    engine: Any
+    chat: Chat
 
 
 class VllmLLM(Answering):
@@ -90,19 +98,28 @@ class VllmLLM(Answering):
             # A prompt computed in several steps dies there: vLLM (0.32) then winds back the generator of a seeded
             # request, which generators of a CPU cannot do.
             options.setdefault("enable_chunked_prefill", False)
+        options |= {
+            "model": str(weights.path), "seed": seed, "dtype": dtype, "quantization": quantization,
+            "max_model_len": max_model_len,
+        }  # fmt: skip
         with loading(source):
-            try:
-                self._engine = vllm.LLM(
-                    model=str(weights.path), seed=seed, dtype=dtype, quantization=quantization,
-                    max_model_len=max_model_len, **options,
-                )  # fmt: skip
-            except RuntimeError as exc:
-                raise BackendError(f"vLLM does not start with {source}: {_first_line(exc)}; its log says why") from exc
-        config = self._engine.llm_engine.model_config
-        self._chat = Chat(
-            self._engine.get_tokenizer(), template=chat_template, options=template_options,
-            window=config.max_model_len, source=source,
-        )  # fmt: skip
+            config = vllm.EngineArgs(**options).create_model_config()
+
+        def start() -> _Running:
+            with loading(source):
+                try:
+                    engine = vllm.LLM(**options)
+                except RuntimeError as exc:
+                    raise BackendError(
+                        f"vLLM does not start with {source}: {_first_line(exc)}; its log says why"
+                    ) from exc
+            chat = Chat(
+                engine.get_tokenizer(), template=chat_template, options=template_options,
+                window=config.max_model_len, source=source,
+            )  # fmt: skip
+            return _Running(engine, chat)
+
+        self._lazy = Lazy(start)
         self._sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
         self._chunk = chunk
         self.structured = bool(way)
@@ -115,12 +132,16 @@ class VllmLLM(Answering):
                 "dtype": str(config.dtype),
                 "quantization": config.quantization,
                 "max_model_len": config.max_model_len,
-                **self._chat.params,
+                **template_params(chat_template, template_options),
                 **({"structured": way} if way else {}),
                 **({"engine": changing} if changing else {}),
             },
             weights.origin,
         )
+
+    def release(self) -> None:
+        """Stop the engine; it is started again when it is used again."""
+        self._lazy.release()
 
     def stream(
         self, prompts: Sequence[Prompt], *, max_tokens: int, form: Form | None = None
@@ -132,14 +153,15 @@ class VllmLLM(Answering):
         BackendError
             The engine refuses the requests or has died.
         """
-        asked, refused = self._chat.all_tokens(prompts)
+        engine, chat = self._lazy.get()
+        asked, refused = chat.all_tokens(prompts)
         yield from refused.items()
         places = list(asked)
         for start in range(0, len(places), self._chunk):
             some = places[start : start + self._chunk]
-            sampling = [self._params(self._chat.room(asked[place], max_tokens), form) for place in some]
+            sampling = [self._params(chat.room(asked[place], max_tokens), form) for place in some]
             try:
-                outputs = self._engine.generate(
+                outputs = engine.generate(
                     [{"prompt_token_ids": asked[place]} for place in some], sampling, use_tqdm=False
                 )
             except Exception as exc:
