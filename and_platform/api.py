@@ -156,18 +156,19 @@ class Platform:
         with provenance.run(self.engine, "networks add", {"name": name, "location": str(location), **options}):
             return networks.add(self.engine, name, str(location), **options)
 
-    def dissect(self, network: str, **options: Any) -> DissectReport:
+    def dissect(self, network: str, *, profile: str | None = None, **options: Any) -> DissectReport:
         """Find out what each neuron of a network responds to.
 
-        Options are the fields of `and_platform.services.dissect.Options`: `dataset`, `concepts`, `layers`, `top_k`,
-        `threshold`, `llm` … What is there already is reused.
+        `profile` is the name of a set of models ("paper"; see `andp profiles list`); options go before its own. They are
+        the fields of `and_platform.services.dissect.Options`: `dataset`, `concepts`, `layers`, `top_k`, `threshold`,
+        `llm` … What is there already is reused.
         """
-        from and_platform.services import samples
-        from and_platform.services.dissect import Options, dissect
+        from and_platform.services import profiles, samples
+        from and_platform.services.dissect import dissect
 
-        settled = Options.from_mapping(options)
+        settled = profiles.settle(profiles.load(profile) if profile else None, options)
         samples.ensure(self.engine, network, settled.dataset, self.progress)
-        with provenance.run(self.engine, "dissect", {"network": network, **options}) as run:
+        with provenance.run(self.engine, "dissect", {"network": network, "profile": profile, **options}) as run:
             return dissect(self.engine, network, settled, progress=self.progress, run=run)
 
     # ------------------------------------------------------------------ the paper's experiments

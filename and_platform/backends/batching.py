@@ -16,7 +16,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Floats = NDArray[np.float32]
 
-_CPU_IS_FULL = ("not enough memory", "can't allocate memory", "mps backend out of memory", "cublas_status_alloc_failed")
+# What the CPU, CUDA, MPS and the libraries on a GPU say; cuBLAS cannot be initialized where its workspace does not fit.
+_MEMORY_IS_FULL = (
+    "out of memory", "not enough memory", "can't allocate memory", "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed", "cublas_status_not_initialized",
+)  # fmt: skip
 
 
 class TooLargeError(GenerationError):
@@ -143,19 +147,20 @@ def _fitting(compute: Callable[[list[Item]], Sequence[Result]], items: list[Item
     try:
         return compute(items)
     except (RuntimeError, MemoryError) as exc:
-        if not _is_out_of_memory(exc):
+        if not is_out_of_memory(exc):
             raise
     # Only here has the exception gone, and with it the frames that held the attempt's tensors.
     _free_memory()
     return None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, so that less at once may do."""
     import torch
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return any(said in str(error).lower() for said in _CPU_IS_FULL)
+    return any(said in str(error).lower() for said in _MEMORY_IS_FULL)
 
 
 def _free_memory() -> None:

@@ -85,7 +85,7 @@ class ChatEndpoint:
 
     Notes
     -----
-    A key is taken from the environment variable ANDP_LLM_API_KEY alone, and sent to this endpoint only.
+    A key is taken from the environment variable ANDP_LLM_API_KEY alone, and sent to the endpoints that the user names.
     """
 
     def __init__(
@@ -99,7 +99,11 @@ class ChatEndpoint:
         attempts: int,
         first_wait_s: float,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
+        try:
+            is_address = httpx.URL(base_url).scheme in ("http", "https") and bool(httpx.URL(base_url).host)
+        except httpx.InvalidURL:
+            is_address = False
+        if not is_address:
             raise ConfigError(f"'{base_url}' is no address of an endpoint; write {name}:MODEL@http://host:port/v1")
         self.model = model
         self.base_url = base_url.rstrip("/")
@@ -182,7 +186,7 @@ class ChatEndpoint:
             response = self._client.post(f"{self.base_url}/chat/completions", json=body)
         except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
             raise _UnreachableError(f"no answer from {self.base_url} ({exc})") from exc
-        except httpx.TransportError as exc:
+        except httpx.HTTPError as exc:
             raise _TransientError(f"the connection to {self.base_url} broke ({type(exc).__name__})") from exc
         self._check_status(response)
         generation = _read(response)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,7 +22,19 @@ from and_platform.errors import WeightsMissingError
 
 _PICKLES = frozenset([".bin", ".pt", ".pth", ".ckpt"])
 _PARTS = frozenset([".json", ".txt", ".jinja", ".model", ".toml", ".safetensors", ".gguf", ".npz"]) | _PICKLES
-_OTHER_FORMATS = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*", "openvino/*", "coreml/*"]
+_WEIGHTS = _PICKLES | {".safetensors", ".gguf"}
+_OTHER_FORMATS = [
+    "original/*",
+    "consolidated*",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.ot",
+    "*.tflite",
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+]
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 _WAIT_S = 10.0
 
@@ -64,17 +78,24 @@ def find_weights(source: str) -> Weights:
 
 
 def is_here(source: str) -> bool:
-    """Whether a model can be had without the network: a path that exists, or a hub id in the cache."""
+    """Whether a model can be had whole without the network: a path that exists, or a hub id in the cache."""
     if Path(source).expanduser().exists():
         return True
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        cached = scan_cache_dir()
-    except CacheNotFound:
+    if not _HUB_ID.fullmatch(source):
         return False
-    return any(repo.repo_id == source.partition("@")[0] and repo.size_on_disk for repo in cached.repos)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = source.partition("@")
+    for ignored in ([], [f"*{suffix}" for suffix in _PICKLES]):
+        try:
+            folder = snapshot_download(
+                name, revision=revision or None, local_files_only=True, ignore_patterns=[*_OTHER_FORMATS, *ignored]
+            )
+        except (LocalEntryNotFoundError, HFValidationError, OSError):
+            continue
+        return any(file.suffix in _WEIGHTS for file in Path(folder).rglob("*"))
+    return False
 
 
 def read_pickle(path: Path) -> Any:
@@ -114,9 +135,14 @@ def loading(source: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError, UnpicklingError) as exc:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as exc:
         reason = str(exc).strip().partition("\n")[0]
         raise WeightsMissingError(f"cannot load a model from {source}: {reason}") from exc
+    except RuntimeError as exc:  # shapes that do not fit; what is wrong with the machine is not the files' fault
+        if "memory" in str(exc).lower() or "mismatch" not in str(exc).lower():
+            raise
+        reason = " ".join(str(exc).split())[:300]
+        raise WeightsMissingError(f"the weights of {source} do not fit its configuration: {reason}") from exc
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -126,6 +152,8 @@ def _snapshot(name: str, revision: str | None) -> Path:
     """The folder of a hub model's files, downloaded where they are not in the cache yet."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    foreseen: tuple[type[Exception], ...] = (HfHubHTTPError, HFValidationError, OSError, *_connection_errors())
 
     def fetch(*ignored: str, **options: Any) -> Any:
         patterns = [*_OTHER_FORMATS, *ignored]
@@ -140,12 +168,23 @@ def _snapshot(name: str, revision: str | None) -> Path:
             except LocalEntryNotFoundError:
                 return Path(fetch(*(f"*{suffix}" for suffix in _PICKLES)))
         return Path(fetch(*_unused_pickles(listed)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
+    except foreseen as exc:
         reason = str(exc).strip().partition("\n")[0]
         raise WeightsMissingError(
             f"the model '{name}' is neither a directory here, nor in the cache, nor to be had from the hub ({reason}); "
             f"check its name, or download it elsewhere (hf download {name} --local-dir DIR) and give DIR"
         ) from exc
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library lets through when a connection breaks: errors of the HTTP client that it uses."""
+    import httpx
+
+    if find_spec("httpx2") is None:
+        return (httpx.HTTPError,)
+    import httpx2
+
+    return (httpx.HTTPError, httpx2.HTTPError)
 
 
 def _unused_pickles(names: Iterable[str]) -> list[str]:
@@ -163,6 +202,8 @@ def _digest(path: Path) -> str:
         found = (file for file in path.rglob("*") if file.suffix in _PARTS and file.is_file())
         files = {file.relative_to(path).as_posix(): file for file in found}
         files = {name: file for name, file in files.items() if not name.startswith(".")}  # .cache of a download
+        used = [name for name in files if not any(fnmatchcase(name, other) for other in _OTHER_FORMATS)]
+        files = {name: files[name] for name in used or files}
     for name in _unused_pickles(files):
         del files[name]
     if not files:

@@ -240,16 +240,9 @@ def _some_neuron(engine: Any, dissection: int) -> str:
 
 def _settle(profile: Profile | None, config: Path | None, given: dict[str, Any]) -> Options:
     """The profile's values, then the config file's, then those of the command line."""
-    values: dict[str, Any] = dict(profile.dissect) if profile else {}
-    if config is not None:
-        content = load_toml(config)
-        values |= dict(content.get("dissect", content))
-    for key, value in given.items():
-        if isinstance(value, dict):
-            values[key] = {**values.get(key, {}), **value}
-        elif value is not None:
-            values[key] = value
-    return Options.from_mapping(values)
+    content = load_toml(config) if config is not None else {}
+    told = {key: value for key, value in given.items() if value is not None}
+    return profiles.settle(profile, content.get("dissect", content), told)
 
 
 def _dry_run(

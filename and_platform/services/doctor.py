@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import psutil
@@ -64,8 +65,10 @@ def _database() -> Check:
 
 def _memory(profile: Profile) -> Check:
     total = psutil.virtual_memory().total / 1e9
+    import torch
+
     # A model on a GPU needs little beside it; without one it lies in the memory whole.
-    needed = min(profile.memory_gb, 16.0) if profile.gpu_gb else profile.memory_gb
+    needed = min(profile.memory_gb, 16.0) if profile.gpu_gb and torch.cuda.is_available() else profile.memory_gb
     told = f"{total:.0f} GB, {os.cpu_count()} processors"
     if total < needed:
         return Check("memory", "warning", told, f"the profile's largest model takes about {profile.memory_gb:.0f} GB")
@@ -74,15 +77,22 @@ def _memory(profile: Profile) -> Check:
 
 def _disk(profile: Profile) -> Check:
     needed = sum(need.gigabytes for need in profile.needs if need.here is False) + 2  # and a database of some size
-    home = settings().home
-    there = next(path for path in (home, *home.parents) if path.exists())
-    free = shutil.disk_usage(there).free / 1e9
+    from huggingface_hub import constants
+
+    homes = [settings().home, Path(constants.HF_HOME)]
+    free, home = min((_free_gb(home), str(home)) for home in homes)
     told = f"{free:.0f} GB free at {home}"
     if free < needed:
         return Check(
             "disk", "missing", told, f"downloads and database take about {needed:.0f} GB; set ANDP_HOME, HF_HOME"
         )
     return Check("disk", "ok", told)
+
+
+def _free_gb(folder: Path) -> float:
+    """Free space where a folder is, or will be made."""
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(there).free / 1e9
 
 
 def _gpu(profile: Profile) -> Check:
@@ -161,6 +171,8 @@ def _need(need: Need) -> Check:
         return Check(need.part, "missing", f"{told}: not here", "; ".join(todo))
     if todo:
         return Check(need.part, "missing", f"{told}: here, but its extra is not", "; ".join(todo))
-    if need.here is None:  # a data set or a network of the user's making: the database knows
-        return Check(need.part, "ok", told, need.how)
+    if need.here is None and need.how:  # a data set, or a network of the user's making
+        return Check(need.part, "warning", f"{told}: see andp {need.part}s list", need.how)
+    if need.here is None:
+        return Check(need.part, "ok", told)
     return Check(need.part, "ok", f"{told}: here")

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from and_platform import db
+from and_platform.backends.weights import is_here
 from and_platform.config import settings
 from and_platform.errors import MissingExtraError, NotFoundError, WeightsMissingError
-from and_platform.schema import Clip, Concept, Dataset, Layer, Network, Run
+from and_platform.schema import Clip, Concept, ConceptSet, Dataset, Layer, Network, Run
 from and_platform.services import activations, caption, provenance
 from and_platform.services.dissect import STAGES, Options, Plan, Tools, doers, make_plan
 from and_platform.services.networks import SAMPLE
@@ -29,6 +30,10 @@ _MEASURED = {
     "extract": {"hanta, adjectives judged by anchor": 0.0005},
     "embed": {"minilm": 0.005},
 }
+
+
+# Backends whose weights come from a model hub unless a path is given.
+_FROM_HUB = ("audio-lm", "transformers", "vllm", "sentence-transformers", "clip", "clap")
 
 
 @dataclass(frozen=True)
@@ -80,24 +85,52 @@ def estimate(engine: sa.Engine, network: str, options: Options, profile: Profile
     NotFoundError
         Network or data set are not there, and no profile tells their size.
     """
+    absent = _absent(engine, network, options)
+    if absent and not (profile and profile.counts):
+        raise NotFoundError(absent[0])
+    fetched = [] if absent else _not_here(options)
     try:
-        plan = make_plan(engine, network, options, Tools(options))
-    except (NotFoundError, WeightsMissingError, MissingExtraError) as exc:
-        if isinstance(exc, NotFoundError) and not (profile and profile.counts):
-            raise
-        size, notes = _size(engine, network, options, profile)
+        plan = None if absent or fetched else make_plan(engine, network, options, Tools(options))
+    except (WeightsMissingError, MissingExtraError) as exc:
+        plan, fetched = None, [str(exc)]
+    if plan is None:
+        size = _size(engine, network, options, profile)
         work = _outline(network, options, size)
-        notes = [f"{exc}", "so everything is counted, as if nothing had been computed", *notes]
+        notes = [*absent, *fetched, "so everything is counted, as if nothing had been computed"]
     else:
         with db.reading(engine) as session:
-            wanted = [stage for stage in STAGES if stage != "icl" or plan.icl]
-            work = [_missing(session, plan, options, stage) for stage in wanted]
+            planned = [stage for stage in STAGES if stage != "icl" or plan.icl]
+            work = [_missing(session, plan, options, stage) for stage in planned]
         notes = []
     with db.reading(engine) as session:
         rates = _rates(session)
     notes.append(_storage(work))
     chosen = options.stages or STAGES
     return Estimate([_priced(item, rates, profile) for item in work if item.stage in chosen], notes)
+
+
+def _absent(engine: sa.Engine, network: str, options: Options) -> list[str]:
+    """What is not in the database yet, of network and data set."""
+    with db.reading(engine) as session:
+        has_network = session.scalar(sa.select(sa.exists().where(Network.name == network)))
+        has_dataset = session.scalar(sa.select(sa.exists().where(Dataset.name == options.dataset)))
+    told = []
+    if not has_network:
+        told.append(f"no network '{network}' yet; see: andp networks list")
+    if not has_dataset:
+        told.append(f"no data set '{options.dataset}' yet; see: andp datasets list")
+    return told
+
+
+def _not_here(options: Options) -> list[str]:
+    """The models of the hub that would have to be downloaded: a plan fetches nothing."""
+    specs = (options.captioner, options.llm, options.sentence_encoder, options.text_encoder, options.audio_encoder)
+    told = []
+    for spec in dict.fromkeys(spec for spec in specs if spec):
+        name, _, source = spec.partition(":")
+        if name in _FROM_HUB and not source.startswith((".", "/", "~")) and not is_here(source):
+            told.append(f"{source} would be downloaded first")
+    return told
 
 
 def _storage(work: Sequence[_Work]) -> str:
@@ -112,6 +145,9 @@ def _priced(work: _Work, rates: Mapping[tuple[str, str], float], profile: Profil
     """A stage with the time it takes, and where that is known from."""
     own = rates.get((work.stage, work.by))
     told = profile.seconds.get(work.stage) if profile else None
+    if profile and told and work.stage != "record":
+        published = doers(str(profile.network), Options.from_mapping(profile.dissect))
+        told = told if work.by == published[work.stage] else None  # another model takes another time
     if own is not None:
         rate, basis = own, "the latest run of it in this database"
     elif told is not None:
@@ -124,10 +160,9 @@ def _priced(work: _Work, rates: Mapping[tuple[str, str], float], profile: Profil
     return {**told_of, "about_seconds": None if rate is None else round(work.to_compute * rate, 1), "basis": basis}
 
 
-def _size(engine: sa.Engine, network: str, options: Options, profile: Profile | None) -> tuple[_Size, list[str]]:
+def _size(engine: sa.Engine, network: str, options: Options, profile: Profile | None) -> _Size:
     """The sizes of what is there, and of what is not as the profile has it."""
     counts = dict(profile.counts) if profile else {}
-    notes = []
     with db.reading(engine) as session:
         clips = session.scalar(
             sa.select(sa.func.count())
@@ -140,20 +175,22 @@ def _size(engine: sa.Engine, network: str, options: Options, profile: Profile | 
             .join(Dataset, Dataset.id == Clip.dataset_id)
             .where(Dataset.name == options.dataset, Clip.retired_at.is_(None))
         )
+        concepts = session.scalar(
+            sa.select(sa.func.count())
+            .select_from(Concept)
+            .join(ConceptSet, ConceptSet.id == Concept.concept_set_id)
+            .where(ConceptSet.name == options.concepts)
+        )
         layers = session.execute(
             sa.select(Layer.name, Layer.module_path, Layer.n_units, Layer.is_default)
             .join(Network, Network.id == Layer.network_id)
             .where(Network.name == network)
         ).all()
     chosen = [row.n_units for row in layers if _is_chosen(row, options.layers)]
-    if not clips:
-        notes.append(f"the data set '{options.dataset}' is not here yet: counted as published")
-    if not chosen:
-        notes.append(f"the network '{network}' is not here yet: counted as published")
     return _Size(
-        clips or counts.get("clips", 0), labels or counts.get("concepts", 0), len(chosen) or counts.get("layers", 0),
-        sum(chosen) or counts.get("neurons", 0),
-    ), notes  # fmt: skip
+        clips or counts.get("clips", 0), concepts or labels or counts.get("concepts", 0),
+        len(chosen) or counts.get("layers", 0), sum(chosen) or counts.get("neurons", 0),
+    )  # fmt: skip
 
 
 def _is_chosen(layer: Any, globs: Sequence[str]) -> bool:

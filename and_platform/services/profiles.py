@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,8 +21,10 @@ from and_platform.backends.weights import is_here
 from and_platform.config import settings
 from and_platform.errors import NotFoundError
 from and_platform.resources import resource
+from and_platform.services.dissect import Options
 
 DEFAULT = "offline"
+_WITH_OPTIONS = ("captioner", "llm", "sentence_encoder", "text_encoder", "audio_encoder")
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,31 @@ def _placed(value: Any, models: str) -> Any:
     if isinstance(value, list):
         return [_placed(item, models) for item in value]
     return value
+
+
+def settle(profile: Profile | None, *overrides: Mapping[str, Any]) -> Options:
+    """The options of a dissection: the profile's, then each of the others, later ones before earlier ones.
+
+    Tables of options (`llm_options` …) are joined key by key. Where another model takes the place of a profile's, the options
+    that the profile has for its own do not go to it.
+
+    Raises
+    ------
+    ConfigError
+        As `Options.from_mapping`.
+    """
+    given = _joined(overrides)
+    values = dict(profile.dissect) if profile else {}
+    for role in _WITH_OPTIONS:
+        if role in given and given[role] != values.get(role):
+            values.pop(f"{role}_options", None)
+    return Options.from_mapping(_joined([values, given]))
+
+
+def _joined(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(joined.get(key), Mapping)
+            joined[key] = {**joined[key], **value} if both else value
+    return joined

@@ -132,7 +132,8 @@ def finetune(
     """Train a published network on a data set's clips of all folds but one.
 
     Each epoch leaves a row in `training_epochs` and, in the directory, where the run stands: the same call goes on there.
-    The row of the epoch that is saved gets the accuracy on the fold held out, which is measured once, at the end.
+    The row of the epoch that is saved gets the accuracy on the fold held out, which is measured once, at the end; an earlier
+    call may have left that row.
 
     Parameters
     ----------
@@ -176,12 +177,7 @@ def finetune(
         )  # fmt: skip
         if result.begun_at > len(result.epochs):
             progress.note(f"no epoch was left to do: {directory} has been trained like this")
-        with db.transaction(engine) as session:
-            session.execute(
-                sa.update(TrainingEpoch)
-                .where(TrainingEpoch.run_id == run.id, TrainingEpoch.epoch == result.saved_epoch)
-                .values(test_accuracy=result.test_accuracy)
-            )
+        _tell_test_accuracy(engine, run, result)
         run.counts |= {
             "clips": result.n_train, "epochs": len(result.epochs) - result.begun_at + 1, "begun_at": result.begun_at,
             "saved_epoch": result.saved_epoch, "test_accuracy": result.test_accuracy,
@@ -216,12 +212,7 @@ def _listener(
 
         def epoch(self, metrics: EpochMetrics) -> None:
             with db.transaction(engine) as session:
-                session.add(
-                    TrainingEpoch(
-                        run_id=run.id, epoch=metrics.epoch, loss=metrics.loss, learning_rate=metrics.learning_rate,
-                        validation_accuracy=metrics.validation_accuracy, seconds=metrics.seconds,
-                    )
-                )  # fmt: skip
+                session.add(_row(run, metrics))
             run.counts["epochs"] = run.counts.get("epochs", 0) + 1
             if metrics.epoch % self.every == 0 or metrics.epoch in (1, self.last):
                 right = metrics.validation_accuracy
@@ -229,6 +220,33 @@ def _listener(
                 progress.note(f"epoch {metrics.epoch} of {self.last}: loss {metrics.loss:.4f}{told}")
 
     return Told()
+
+
+def _row(run: provenance.RunHandle, metrics: EpochMetrics, test_accuracy: float | None = None) -> TrainingEpoch:
+    return TrainingEpoch(
+        run_id=run.id, epoch=metrics.epoch, loss=metrics.loss, learning_rate=metrics.learning_rate,
+        validation_accuracy=metrics.validation_accuracy, test_accuracy=test_accuracy, seconds=metrics.seconds,
+    )  # fmt: skip
+
+
+def _tell_test_accuracy(engine: sa.Engine, run: provenance.RunHandle, result: FineTuneResult) -> None:
+    """Put the accuracy into the row of the epoch that is saved, whichever call left it; into a new one where none did."""
+    saved = result.epochs[result.saved_epoch - 1]
+    # An interrupted run carries its epochs' measurements along unchanged: loss and time tell an epoch from every other one.
+    # What is there already was measured by the call that ended the run, and stays.
+    told = (
+        sa.update(TrainingEpoch)
+        .where(
+            TrainingEpoch.epoch == saved.epoch,
+            TrainingEpoch.loss == saved.loss,
+            TrainingEpoch.seconds == saved.seconds,
+        )
+        .values(test_accuracy=sa.func.coalesce(TrainingEpoch.test_accuracy, result.test_accuracy))
+        .returning(TrainingEpoch.run_id)
+    )
+    with db.transaction(engine) as session:
+        if not session.execute(told, execution_options={"synchronize_session": False}).all():
+            session.add(_row(run, saved, result.test_accuracy))
 
 
 def _check_directory(directory: Path) -> None:

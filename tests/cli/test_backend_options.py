@@ -31,7 +31,7 @@ def test_values() -> None:
     found = settled(
         "--captioner-option", "max_tokens=64", "--captioner-option", "prompt=What do you hear? Be brief.",
         "--captioner-option", "dtype='float16'", "--captioner-option", "temperature=0.5", "--llm-option", "seed=3",
-        "--llm-option", "quantised = true", "--captioner-option", "system=a=b",
+        "--llm-option", "quantized = true", "--captioner-option", "system=a=b",
     )  # fmt: skip
     assert found.captioner_options == {
         "max_tokens": 64, "prompt": "What do you hear? Be brief.", "dtype": "float16", "temperature": 0.5, "system": "a=b",

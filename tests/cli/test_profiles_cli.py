@@ -99,4 +99,11 @@ def test_estimates_learn_from_runs_of_the_same_models(andp: Andp) -> None:
         andp("dissect", "sample-ast", "--captioner", "audio-lm:nobody/nothing", "--dry-run", "--json").stdout
     )
     assert other["stages"][1]["about_seconds"] is None
-    assert "nobody/nothing" in other["notes"][0]
+    assert other["notes"][0] == "nobody/nothing would be downloaded first"
+    paper = json.loads(andp("dissect", "--profile", "paper", "--captioner", "joined", "--dry-run", "--json").stdout)
+    assert paper["stages"][1]["basis"] == "not known" or paper["stages"][1]["about_seconds"] < 3600
+    wrong = andp("dissect", "sample-ast", "--profile", "paper", "--dataset", "sample", "--layers", "nosuch",
+                 "--text-encoder", "minilm", "--audio-encoder", "clap:/none", "--captioner", "joined",
+                 "--sentence-encoder", "minilm", "--llm", "openai:m@http://127.0.0.1:9/v1", "--dry-run", check=False)  # fmt: skip
+    assert wrong.returncode == 3
+    assert "no layer of" in wrong.stderr

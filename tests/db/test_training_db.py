@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from and_platform.backends.datasets import Source
+from and_platform.backends.networks import finetuning
 from and_platform.errors import ConfigError, NotFoundError
 from and_platform.services import networks, training
 from and_platform.services.ingest import ingest
@@ -120,6 +121,54 @@ def test_a_run_that_goes_on_leaves_the_rest(engine: sa.Engine, tones: str, tmp_p
 
     network = networks.add(engine, "beats", str(tmp_path / "parts"))
     assert (network.source, network.architecture, network.held_out_fold) == ("beats", "Beats", 2)
+
+
+def test_the_test_accuracy_finds_the_row_of_an_earlier_call(
+    engine: sa.Engine, tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(tiny.network(tmp_path / "ast"))
+
+    def train(directory: str, watching: Watching | None = None) -> finetuning.FineTuneResult:
+        return training.finetune(
+            engine, tmp_path / directory, tones, 1, source, validation_fold=2, options=OPTIONS,
+            progress=watching or Watching(),
+        )  # fmt: skip
+
+    def measured() -> list[tuple[int, int, float]]:
+        return [(row.run_id, row.epoch, row.test_accuracy) for row in epochs(engine) if row.test_accuracy is not None]
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(finetuning._Run, "confusion", stop)  # after the last epoch
+        train("late")
+    assert not measured()
+    late = train("late")
+    killed = runs(engine)[0].id
+    expected = [(killed, late.saved_epoch, late.test_accuracy)]
+    assert late.begun_at == 5 and measured() == expected
+    train("late")  # where nothing is left to do, nothing is added
+    assert measured() == expected and len(epochs(engine)) == 4
+
+    told = iter([(1.0, 0.1), (0.5, 0.9), (0.5, 0.9), (0.5, 0.9), (0.5, 0.9)])
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning._Run, "_validate", lambda *_: next(told))
+        with pytest.raises(StoppedError):
+            train("early", Watching(stop_after=3))
+        killed = runs(engine)[-1].id
+        early = train("early")
+    assert (early.saved_epoch, early.begun_at) == (1, 3)
+    expected.append((killed, 1, early.test_accuracy))
+    assert measured() == expected
+
+    with engine.begin() as connection:  # as in another database
+        connection.execute(sa.text("DELETE FROM training_epochs"))
+    train("early")
+    (row,) = epochs(engine)
+    saved = early.epochs[0]
+    assert (row.run_id, row.epoch, row.loss, row.seconds) == (runs(engine)[-1].id, 1, saved.loss, saved.seconds)
+    assert row.test_accuracy == pytest.approx(early.test_accuracy, abs=1e-4)
 
 
 def test_frozen_is_the_head_alone(engine: sa.Engine, tones: str, tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ class TestAnswers:
             "Unfortunately, I have not received a file.",
             "Please provide the audio so that I can describe it.",
             '"Sorry, I cannot."',
+            "As an AI, I have no ears.",
+            "I cannot listen to or process audio",
+            "I am unable to hear the audio you mention",
+            "Unfortunately, I can't assist with that",
+            "Sorry, I can't help with that.",
+            "I'm unable to access audio files",
+            "I cannot hear audio.",
         ],
     )
     def test_refusals(self, said: str) -> None:
@@ -79,6 +86,13 @@ class TestAnswers:
             'A woman says: "I cannot come."',
             "As a bell rings, a dog barks.",
             "An aircraft passes.",
+            '"Sorry," a man says, while cars pass.',
+            "\u201cI\u2019m sorry, I can\u2019t help you,\u201d a woman says.",
+            "'I can't help it,' a man says, and laughs.",
+            "Sorry, a man says quietly.",
+            "I cannot hear any speech, only wind and rain.",
+            "I can't tell which bird it is, but a bird sings loudly.",
+            "Unfortunately, I only hear static noise.",
         ],
     )
     def test_captions_stay(self, said: str) -> None:

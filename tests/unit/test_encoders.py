@@ -19,8 +19,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from and_platform.backends.base import Clip, TextAudioEncoder, Windowed
+from and_platform.backends.batching import TooLargeError
 from and_platform.backends.encoders import laion_clap, laion_worker
 from and_platform.backends.encoders.laion_clap import PYTHON_VARIABLE, TOKENIZER_VARIABLE, LaionClapEncoder
+from and_platform.backends.encoders.open_clip_text import OpenClipTextEncoder
 from and_platform.backends.encoders.scales import learned_scale
 from and_platform.backends.registry import create
 from and_platform.errors import AudioError, BackendError, ConfigError, MissingExtraError, WeightsMissingError
@@ -44,6 +46,7 @@ from tests.checkpoints_encoders import (
 
 PARITY = Path(__file__).parent.parent / "data" / "parity"
 RATE = laion_worker.RATE
+SENTENCE_FILES = ("config.json", "vocab.txt", "tokenizer_config.json", "sentence_bert_config.json")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,24 @@ class TestOpenClip:
         places = encoder.max_tokens - 2
         assert encoder.is_cut(["a " * places, "a " * (places + 1), ""]).tolist() == [False, True, False]
         assert encoder.recipe.params == {"architecture": None, "max_tokens": 16}
+
+    @pytest.mark.parametrize(("end", "padding", "start"), [(2, 0, [1]), (1, 1, []), (0, 0, [])])
+    def test_what_is_cut_whatever_pads(self, end: int, padding: int, start: list[int]) -> None:
+        """CLIP pads with zeros, SigLIP with its end token; a third kind has no end token at all (0 here)."""
+
+        def tokenize(texts: list[str], context_length: int) -> torch.Tensor:
+            rows, marks = [], [end] if end else []
+            for text in texts:
+                letters = [ord(letter) for letter in text][: context_length - len(start) - len(marks)]
+                row = [*start, *letters, *marks]
+                rows.append(row + [padding] * (context_length - len(row)))
+            return torch.tensor(rows)
+
+        encoder = object.__new__(OpenClipTextEncoder)
+        encoder.max_tokens, encoder._tokenize = 16, tokenize
+        places = 16 - len(start) - bool(end)
+        texts = ["", "a", "a" * (places - 1), "a" * places, "a" * (places + 1), "a" * 40]
+        assert encoder.is_cut(texts).tolist() == [False, False, False, False, True, True]
 
     def test_what_cannot_be(self, tmp_path: Path) -> None:
         pytest.importorskip("open_clip")
@@ -227,6 +248,43 @@ class TestSentenceTransformers:
         with pytest.raises(ConfigError, match="has no prompt 'passage'; it has: query"):
             create("encoder", f"sentence-transformers:{sentences_folder}", prompt_name="passage")
 
+    @pytest.mark.parametrize("layout", ["safetensors", "pickle", "shards", "subfolder"])
+    def test_weights_that_are_not_there_are_not_made_up(self, layout: str, tmp_path: Path) -> None:
+        write_sentence_transformer(tmp_path)
+        file = tmp_path / "model.safetensors"
+        complete = load_file(file)
+        no_pooler = {name: value for name, value in complete.items() if not name.startswith("pooler.")}
+        lacking = {name: value for name, value in complete.items() if not name.startswith("encoder.layer.5.output.")}
+        if layout == "subfolder":
+            (tmp_path / "0_Transformer").mkdir()
+            for moved in (file, *(tmp_path / name for name in SENTENCE_FILES)):
+                moved.rename(tmp_path / "0_Transformer" / moved.name)
+            modules = json.loads((tmp_path / "modules.json").read_text())
+            modules[0]["path"] = "0_Transformer"
+            (tmp_path / "modules.json").write_text(json.dumps(modules))
+            file = tmp_path / "0_Transformer" / file.name
+
+        def write(state: dict[str, Any]) -> None:
+            file.unlink(missing_ok=True)
+            if layout == "pickle":
+                torch.save({k: torch.from_numpy(v) for k, v in state.items()}, file.with_name("pytorch_model.bin"))
+            elif layout == "shards":
+                names = sorted(state)
+                shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+                for shard, part in shards.items():
+                    save_file({name: state[name] for name in part}, tmp_path / shard, metadata={"format": "pt"})
+                where = {name: shard for shard, part in shards.items() for name in part}
+                index = {"metadata": {}, "weight_map": where}
+                (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+            else:
+                save_file(state, file, metadata={"format": "pt"})
+
+        write(no_pooler)  # mean pooling does not read it
+        assert create("encoder", f"sentence-transformers:{tmp_path}").dim == 32
+        write(lacking)
+        with pytest.raises(WeightsMissingError, match=r"4 weights .* missing, e\.g\. encoder\.layer\.5\.output\."):
+            create("encoder", f"sentence-transformers:{tmp_path}")
+
     def test_code_of_a_model_is_not_run(self, tmp_path: Path) -> None:
         write_sentence_transformer(tmp_path)
         modules = json.loads((tmp_path / "modules.json").read_text())
@@ -267,6 +325,21 @@ def make(laion_files: dict[str, Path]) -> Callable[..., LaionClapEncoder]:
         return encoder
 
     return make
+
+
+def failing(folder: Path, raised: str, where: str = "texts == ['die']") -> Path:
+    """The Python of an environment whose laion_clap raises an error for some texts."""
+    write_fake_laion_clap(folder / "packages")
+    python = make_environment(folder / "environment", folder / "packages")
+    changed = 0
+    for file in (folder / "packages").rglob("*.py"):
+        text = file.read_text()
+        changed += text.count('MemoryError("no memory left")')
+        file.write_text(
+            text.replace('MemoryError("no memory left")', raised).replace('if texts == ["die"]', f"if {where}")
+        )
+    assert changed == 1
+    return python
 
 
 @pytest.fixture(scope="module")
@@ -385,12 +458,33 @@ class TestLaionClap:
                 anywhere(checkpoint=tmp_path / "code.pt")
         assert not ran.exists()
 
-    def test_the_other_process_dies(self, make: Callable[..., LaionClapEncoder]) -> None:
-        encoder = make()
-        with pytest.raises(BackendError, match="ended with status 1: MemoryError: no memory left"):
+    @pytest.mark.parametrize(
+        ("raised", "told"),
+        [
+            ("ValueError('a bad text')", "ended with status 1: ValueError: a bad text"),
+            ("RuntimeError('shapes do not fit')", "failed: RuntimeError: shapes do not fit"),
+        ],
+    )
+    def test_the_other_process_dies(
+        self, make: Callable[..., LaionClapEncoder], tmp_path: Path, raised: str, told: str
+    ) -> None:
+        encoder = make(python=str(failing(tmp_path, raised)))
+        with pytest.raises(BackendError, match=told):
             encoder.embed_texts(["die"])
         with pytest.raises(BackendError, match="has ended; make the encoder anew"):
             encoder.embed_texts(["rain"])
+
+    @pytest.mark.parametrize("raised", ["MemoryError()", "RuntimeError('CUDA error: out of memory')"])
+    def test_memory_that_runs_out_there(
+        self, make: Callable[..., LaionClapEncoder], elsewhere: LaionClapEncoder, tmp_path: Path, raised: str
+    ) -> None:
+        encoder = make(python=str(failing(tmp_path, raised, "len(texts) > 2 or texts == ['die']")), batch_size=8)
+        texts = ["rain", "a bell", "a dog", "wind", "sea"]
+        np.testing.assert_allclose(encoder.embed_texts(texts), elsewhere.embed_texts(texts), atol=1e-6)
+        assert encoder._batch.size == 2
+        with pytest.raises(TooLargeError, match="even alone"):
+            encoder.embed_texts(["die"])
+        assert encoder.embed_texts(["rain"]).shape == (1, encoder.dim)
 
     def test_the_other_process_is_killed(self, make: Callable[..., LaionClapEncoder]) -> None:
         encoder = make()

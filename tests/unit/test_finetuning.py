@@ -313,6 +313,60 @@ def test_a_run_killed_while_saving_saves_again(
         assert (out / "training.json").is_file() and not (out / PROGRESS).exists()
 
 
+def test_a_run_killed_while_tidying_up_is_over(
+    items: list[Item], sources: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmtree = finetuning.shutil.rmtree
+
+    def half(path: Path, **options: Any) -> None:
+        if path.name == PROGRESS:
+            (path / "state.pt").unlink()
+            raise StoppedError
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(finetuning.shutil, "rmtree", half)
+        finetune(items, 1, sources("ast"), tmp_path, options=FEW)
+    assert (tmp_path / PROGRESS / "plan.json").is_file()
+    file, record = ((tmp_path / name).read_bytes() for name in ("model.safetensors", "training.json"))
+    done = finetune(items, 1, sources("ast"), tmp_path, options=FEW, listener=Ear(stop_at=1))
+    assert done.begun_at == 4 and not (tmp_path / PROGRESS).exists()
+    assert file == (tmp_path / "model.safetensors").read_bytes()
+    assert record == (tmp_path / "training.json").read_bytes()
+
+
+def test_clips_are_told_apart_by_what_they_hold(
+    items: list[Item], sources: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def copied(folder: str) -> list[Item]:
+        (tmp_path / folder).mkdir()
+        copies = [item._replace(path=tmp_path / folder / item.path.name) for item in items]
+        for item, copy in zip(items, copies, strict=True):
+            copy.path.write_bytes(item.path.read_bytes())
+        return copies
+
+    def run(given: list[Item], listener: Listener) -> FineTuneResult:
+        return finetune(
+            given, 1, sources("ast"), tmp_path / "out", trainable="head", options={"epochs": 3}, listener=listener
+        )
+
+    here, moved, others = copied("here"), copied("moved"), copied("others")
+    soundfile.write(others[-1].path, np.random.default_rng(1).normal(0, 0.2, 4000), tiny.RATE)
+    with pytest.raises(StoppedError):
+        run(here, Ear(stop_at=2))
+    with pytest.raises(ConfigError, match="clips sha256"):
+        run(others, Ear())  # of the same names, in another folder
+    before = here[-1].path.read_bytes()
+    here[-1].path.write_bytes(others[-1].path.read_bytes())
+    with pytest.raises(ConfigError, match="clips sha256"):
+        run(here, Ear())
+    here[-1].path.unlink()
+    with pytest.raises(InputError, match=r"15\.wav cannot be read \(No such file or directory\); put it back"):
+        run(here, Ear())
+    here[-1].path.write_bytes(before)
+    assert run(moved, Ear()).begun_at == 2
+
+
 def test_only_its_own_run_goes_on_in_a_directory(
     items: list[Item], sources: Callable[[str], Path], tmp_path: Path
 ) -> None:

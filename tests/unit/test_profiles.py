@@ -98,3 +98,17 @@ def test_what_is_here() -> None:
 def test_unknown() -> None:
     with pytest.raises(NotFoundError, match="no profile 'papre'; there are: paper"):
         profiles.load("papre")
+
+
+def test_a_profiles_options_do_not_go_to_another_model() -> None:
+    current = profiles.load("current")
+    assert profiles.settle(current).llm_options["structured"] is True
+    other = profiles.settle(current, {"llm": "openai:m@http://localhost:1/v1"}, {"llm_options": {"seed": 3}})
+    assert other.llm_options == {"seed": 3}
+    assert other.captioner_options == {"prompt": ""}
+    assert profiles.settle(current, {"captioner": "audio-lm:some/other"}).captioner_options == {}
+
+
+def test_tables_of_options_are_joined() -> None:
+    settled = profiles.settle(profiles.load("paper"), {"llm_options": {"chunk": 4}}, {"llm_options": {"seed": 1}})
+    assert settled.llm_options == {"temperature": 1.0, "top_p": 1.0, "seed": 1, "chunk": 4}

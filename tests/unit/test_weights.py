@@ -102,6 +102,23 @@ class TestFromTheHub:
         assert said.returncode == 1
         assert re.search(rf"missing: the model '{name}' is neither .*hf download {name} --local-dir DIR", said.stderr)
 
+    def test_half_a_download_is_not_here(self, served: tuple[str, list[str]], tmp_path: Path, model: Path) -> None:
+        address, _ = served
+        told = "from and_platform.backends.weights import is_here; print(is_here('someone/tiny'), is_here('someone/tiny@v9'))"
+
+        def ask() -> str:
+            return subprocess.run(
+                [sys.executable, "-c", told], capture_output=True, text=True, env=os.environ | {"HF_HOME": str(tmp_path)},
+                timeout=120,
+            ).stdout  # fmt: skip
+
+        assert ask() == "False False\n"
+        assert find("someone/tiny", tmp_path, address).returncode == 0
+        assert ask() == "True False\n"
+        (weights,) = tmp_path.rglob("model.safetensors")
+        weights.unlink()
+        assert ask() == "False False\n"
+
 
 class TestFromAFolder:
     def test_only_what_is_read_counts(self, model: Path, tmp_path: Path) -> None:

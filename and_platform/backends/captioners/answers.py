@@ -8,13 +8,25 @@ from collections.abc import Sequence
 from and_platform.backends.base import Clip
 from and_platform.errors import AudioError, GenerationError
 
+_AUDIO = r"(?:audio|(?:sound |audio )?(?:clip|file|recording|attachment)s?)\b"
+# Not every "I cannot" refuses ("I cannot tell which bird it is, but ..."): it depends on what cannot be done.
+_CANNOT = (
+    r"i(?: cannot| can't| can not| could not| couldn't|(?: am|'m) (?:unable|not able) to| don't have the ability to)"
+    r"(?: directly| actually| currently| really)?"
+    r"(?:\W*$| (?:listen|process|access|analy[sz]e|assist|help|comply|fulfill?|transcribe|describe|provide|open|play)\b"
+    r"| do (?:that|this|so)\b| hear (?:or|and|sounds?\W*$|(?:(?:any|the|your|this|that) )?" + _AUDIO + "))"
+)
+_LACKS = r"i (?:have not|haven't|did not|didn't|do not|don't) (?:received?|have|get|see|support)\b"
 _REFUSAL = re.compile(
-    r"^\W*(?:(?:i'm |i am )?(?:very |so )?sorry\b(?!-)|i apologi[sz]e\b|my apologies\b"
-    r"|(?:but )?i (?:cannot|can't|can not|could not|couldn't|am unable|'m unable|am not able|don't have the ability)\b"
-    r"|i'm (?:unable|not able)\b|as an? (?:ai|(?:large )?language model|text-based)\b|unfortunately,? i\b"
+    r"^\W*(?:(?:i'm |i am )?(?:very |so )?sorry[\s,.;:!]+(?:but|however|i|i'm|as|no|for|about|there|we|you|your|this|that|the "
+    + _AUDIO
+    + r")\b|i apologi[sz]e\b|my apologies\b"
+    rf"|(?:but )?{_CANNOT}|unfortunately,? (?:{_CANNOT}|{_LACKS})|as an? (?:ai|(?:large )?language model|text-based)\b"
     r"|(?:please|you (?:need|have) to) (?:provide|upload|share|attach) (?:me |us )?(?:with )?(?:the|an|your) audio\b)",
     re.IGNORECASE,
 )
+# Words that are quoted at the start and followed by others are heard: '"Sorry," a man says.'
+_QUOTED = re.compile(r"""^\W*(?:["\u201c][^"\u201d]*["\u201d]|['\u2018].*?[,.!?]['\u2019])\W*\w""", re.DOTALL)
 _SHOWN = 80
 
 
@@ -56,6 +68,6 @@ def check_captions(clips: Sequence[Clip], captions: Sequence[str | Exception]) -
 def _caption_or_error(clip: Clip, said: str) -> str | GenerationError:
     if not said:
         return GenerationError(f"the captioner said nothing about {clip.key}")
-    if _REFUSAL.match(said.replace("\u2019", "'")):
+    if not _QUOTED.match(said) and _REFUSAL.match(said.replace("\u2019", "'")):
         return GenerationError(f"the captioner refused to describe {clip.key}: {said[:_SHOWN]}")
     return said

@@ -122,6 +122,8 @@ class SalmonnCaptioner:
             "beats": layout.beats.revision,
             "vicuna": layout.vicuna.revision,
         }
+        if settings.qformer_heads is not None:
+            params["qformer_heads"] = settings.qformer_heads
         if num_beams > 1:
             params |= {"length_penalty": length_penalty, "early_stopping": early_stopping}
         if temperature > 0:

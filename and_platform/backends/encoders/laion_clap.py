@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from and_platform.backends.base import BackendRecipe, Clip, Floats
-from and_platform.backends.batching import BatchSize, by_length, unit_rows
+from and_platform.backends.batching import BatchSize, by_length, is_out_of_memory, unit_rows
 from and_platform.backends.encoders import laion_worker
 from and_platform.backends.encoders.clap import check_clips, samples
 from and_platform.backends.encoders.scales import learned_scale, settle
@@ -161,11 +161,14 @@ class Elsewhere:
     ConfigError
         If there is no such Python, or if it lacks a package.
     BackendError
-        If the process ends, with the last line that it wrote.
+        If the process ends, with the last line that it wrote, or if the model fails.
+    MemoryError
+        If memory runs out there; less at once can be asked.
     """
 
     def __init__(self, python: str, checkpoint: str, tokenizer: str, device: str | None) -> None:
         self._python = python
+        self._loaded = False
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (_end closes it)
         # Of this environment nothing may reach the other one, and nothing is to be fetched there.
         hidden = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__"}
@@ -182,6 +185,7 @@ class Elsewhere:
             raise ConfigError(f"cannot start {python}: {exc.strerror}; {_ENVIRONMENT}") from exc
         self._close = weakref.finalize(self, _end, self._process, self._errors)
         facts, _ = self._ask({"checkpoint": checkpoint, "tokenizer": tokenizer, "device": device})
+        self._loaded = True
         self.dim = int(facts["dim"])
         self.logit_scale = float(facts["logit_scale"])
         self.fusion = bool(facts["fusion"])
@@ -216,6 +220,12 @@ class Elsewhere:
             raise
         if answer is None:
             raise self._ended()
+        error = str(answer[0].get("error", ""))
+        if error.startswith("MemoryError") or is_out_of_memory(RuntimeError(error)):
+            raise MemoryError(error)
+        if error:
+            self._close()  # what is left of a model that failed is not to be relied upon
+            raise BackendError(f"LAION's CLAP in {self._python} failed: {error.partition(chr(10))[0]}")
         return answer
 
     def _ended(self) -> Exception:
@@ -233,7 +243,8 @@ class Elsewhere:
         name = reason.partition(":")[0].rpartition(".")[2]
         if name in ("ModuleNotFoundError", "ImportError"):
             return ConfigError(f"{self._python} cannot run LAION's CLAP ({reason}); {_ENVIRONMENT}")
-        if name in ("ValueError", "UnpicklingError", "SafetensorError") or "Error(s) in loading state_dict" in reason:
+        unusable = name in ("ValueError", "UnpicklingError", "SafetensorError")
+        if not self._loaded and (unusable or "Error(s) in loading state_dict" in reason):
             return WeightsMissingError(f"cannot load the checkpoint: {reason}")
         how = f"was killed by signal {-status}" if status and status < 0 else f"ended with status {status}"
         return BackendError(f"LAION's CLAP in {self._python} {how}: {reason}")

@@ -7,6 +7,7 @@ and_platform, answering requests on standard input until that is closed. See `la
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import json
@@ -243,7 +244,11 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
 
 
 def main() -> None:
-    """Answer requests until standard input ends. An error ends the process: its last line tells why."""
+    """Answer requests until standard input ends. An error ends the process: its last line tells why.
+
+    A MemoryError or RuntimeError of a request is an answer instead, {"error": ...}: where memory ran out, less at once
+    can be asked.
+    """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the answers
     requests = sys.stdin.buffer
@@ -254,13 +259,32 @@ def main() -> None:
     facts = {"dim": model.dim, "logit_scale": model.logit_scale, "fusion": model.fusion, "model": model.architecture}
     send(answers, facts, [])
     for request, arrays in iter(lambda: receive(requests), None):
-        if request["do"] == "sounds":
-            result = model.sounds(arrays)
-        elif request["do"] == "texts":
-            result = model.texts(request["texts"])
+        failed, result = _attempt(model, request, arrays)
+        if result is None:
+            _free_memory()  # only here has the exception gone, and with it the frames that held tensors
+            send(answers, {"error": failed}, [])
         else:
-            result = model.lengths(request["texts"])
-        send(answers, {}, [result])
+            send(answers, {}, [result])
+
+
+def _attempt(model: Laion, request: dict[str, Any], arrays: list[Array]) -> tuple[str, Array | None]:
+    """The result, or what went wrong; which errors are for want of memory, the other process knows."""
+    try:
+        if request["do"] == "sounds":
+            return "", model.sounds(arrays)
+        if request["do"] == "texts":
+            return "", model.texts(request["texts"])
+        return "", model.lengths(request["texts"])
+    except (RuntimeError, MemoryError) as exc:
+        return f"{type(exc).__name__}: {exc}", None
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

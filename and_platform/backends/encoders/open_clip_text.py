@@ -75,13 +75,16 @@ class OpenClipTextEncoder:
         """Bool [len(texts)]: which texts are longer than `max_tokens`."""
         if not texts:
             return np.zeros(0, bool)
-        longer = self._tokenize(list(texts), context_length=self.max_tokens + 1)
-        # A text that fills one place more than there is differs there from one that was padded.
-        return np.asarray(longer[:, -1].numpy() != self._padding(), bool)
-
-    def _padding(self) -> int:
-        """What stands after a short text."""
-        return int(self._tokenize(["a"], context_length=self.max_tokens + 1)[0, -1])
+        places = self.max_tokens + 1
+        rows = self._tokenize(list(texts), context_length=self.max_tokens).numpy()
+        longer = self._tokenize(list(texts), context_length=places).numpy()
+        short = self._tokenize(["a"], context_length=places)[0].numpy()
+        # With one place more, a text that was cut differs at the end from one that was padded, or, where padding and
+        # the end token are the same, has one token more that is no padding. The last but one of a short text is padding,
+        # whether or not something closes it.
+        fills = longer[:, -1] != short[-1]
+        grows = (longer != short[-2]).sum(axis=1) > (rows != short[-2]).sum(axis=1)
+        return np.asarray(fills | grows, bool)
 
     def _embed(self, texts: list[str]) -> list[Floats]:
         import torch

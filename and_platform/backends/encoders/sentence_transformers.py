@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from and_platform.backends.base import BackendRecipe, Floats
 from and_platform.backends.batching import BatchSize, by_length, pick_device, unit_rows
+from and_platform.backends.encoders.pretrained import watch_missing
 from and_platform.backends.encoders.scales import DEFAULT, settle
 from and_platform.backends.weights import find_weights, loading
 from and_platform.errors import ConfigError
@@ -48,12 +49,18 @@ class SentenceTransformerEncoder:
 
         weights = find_weights(source)
         with loading(source):
-            self._model = SentenceTransformer(
-                str(weights.path),
-                device=pick_device(device),
-                trust_remote_code=False,
-                model_kwargs={"dtype": "float32"},
-            )
+            with watch_missing() as missing:
+                self._model = SentenceTransformer(
+                    str(weights.path),
+                    device=pick_device(device),
+                    trust_remote_code=False,
+                    model_kwargs={"dtype": "float32"},
+                )
+            # Models are published without BERT's own pooler, which no module of pooling reads.
+            pools = any(type(module).__name__ == "Pooling" for module in self._model.modules())
+            needed = [name for name in missing if not (pools and name.startswith("pooler."))]
+            if needed:
+                raise ValueError(f"{len(needed)} weights of the model are missing, e.g. {needed[0]}")
         if max_seq_length is not None:
             self._model.max_seq_length = max_seq_length
         self._prompt = self._chosen_prompt(prompt_name or self._model.default_prompt_name)

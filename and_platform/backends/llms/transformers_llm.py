@@ -87,8 +87,12 @@ class TransformersLLM(Answering):
             from transformers import AutoModelForCausalLM
 
             with loading(source):
-                model = AutoModelForCausalLM.from_pretrained(weights.path, dtype=wanted, **where).eval()
-            return model if where else model.to(on)
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    weights.path, dtype=wanted, output_loading_info=True, **where
+                )
+                if missing := sorted(found["missing_keys"]):
+                    raise ValueError(f"{len(missing)} weights are not in the files, {missing[0]} among them")
+            return model.eval() if where else model.eval().to(on)
 
         self._lazy = Lazy(load)
         if self._tokenizer.pad_token is None:

@@ -27,7 +27,6 @@ _SPEED_ONLY = frozenset(
         "enforce_eager",
         "gpu_memory_utilization",
         "kv_cache_memory_bytes",
-        "load_format",
         "max_num_batched_tokens",
         "max_num_seqs",
         "max_parallel_loading_workers",
@@ -87,6 +86,8 @@ class VllmLLM(Answering):
         way = forms.wanted(structured, {"regex": "regex"}, "vllm", auto=True)
         if engine.get("trust_remote_code"):
             raise ConfigError("a model's own code is never run; choose a model that vLLM knows itself")
+        if engine.get("load_format") == "dummy":
+            raise ConfigError("load_format = 'dummy' makes random weights; leave it out")
         try:
             import vllm
         except ImportError as exc:

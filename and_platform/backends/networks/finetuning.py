@@ -404,21 +404,32 @@ def _configured(
 
 
 def _clips_hash(items: Sequence[Item]) -> str:
-    lines = "".join(f"{item.path.name}\t{item.label}\t{item.fold}\n" for item in items)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    """Of the files' bytes, not of their names: a moved data set is the same, a file that has changed is not."""
+    whole = hashlib.sha256()
+    for item in items:
+        try:
+            with item.path.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"{item.path} cannot be read ({error.strerror}); put it back, or ingest again") from error
+        whole.update(f"{content}\t{item.label}\t{item.fold}\n".encode())
+    return whole.hexdigest()
 
 
 def _claimed(directory: Path, plan: Mapping[str, Any]) -> FineTuneResult | None:
     """Make sure that the directory is this run's. A result where the run is over already."""
     record, begun = directory / RECORD, directory / PROGRESS / _PLAN
-    if begun.is_file():
-        _check_same(json.loads(begun.read_text("utf-8")), plan, directory)
-    elif record.is_file():
+    # The record comes first: once it is written the run is over, and of the rest only a part may have been removed.
+    if record.is_file():
         told = json.loads(record.read_text("utf-8"))
         if "from" not in told:
             raise ConfigError(f"{directory} holds a network that another recipe trained; name a new folder")
         _check_same(told, plan, directory)
+        if begun.parent.exists():
+            shutil.rmtree(begun.parent)
         return _recorded(directory, told)
+    if begun.is_file():
+        _check_same(json.loads(begun.read_text("utf-8")), plan, directory)
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is not empty, and no run of training was begun in it; name a new folder")
     else:
