@@ -52,6 +52,7 @@ class _Row:
     source_caption: str | None
     features: Mapping[str, Any]
     duration_s: float
+    sha256: str
 
 
 class CaptionMaker(Protocol):
@@ -197,7 +198,7 @@ class _Model:
 
     def _decode(self, row: _Row) -> DecodedClip | AudioError:
         try:
-            waveform, rate = audio.load(Path(row.root) / row.path, self._captioner.rate)
+            waveform, rate = audio.load(Path(row.root) / row.path, self._captioner.rate, row.sha256)
         except AudioError as exc:
             return exc
         return DecodedClip(row.path, waveform, rate, row.source_caption, row.labels)
@@ -361,7 +362,16 @@ def _write(session: Session, recipe_id: int, made: Sequence[tuple[_Row, str | Ex
 
 def _rows(session: Session, probing_set_id: int, *, without: int | None = None) -> list[_Row]:
     query = (
-        sa.select(Clip.id, Clip.path, Dataset.root, Clip.labels, Clip.source_caption, Clip.features, Clip.duration_s)
+        sa.select(
+            Clip.id,
+            Clip.path,
+            Dataset.root,
+            Clip.labels,
+            Clip.source_caption,
+            Clip.features,
+            Clip.duration_s,
+            Clip.sha256,
+        )
         .join(ProbingSetClip, ProbingSetClip.clip_id == Clip.id)
         .join(Dataset, Dataset.id == Clip.dataset_id)
         .where(ProbingSetClip.probing_set_id == probing_set_id)
@@ -371,8 +381,8 @@ def _rows(session: Session, probing_set_id: int, *, without: int | None = None) 
         there = sa.select(Caption.id).where(Caption.clip_id == Clip.id, Caption.recipe_id == without)
         query = query.where(~there.exists())
     return [
-        _Row(clip, path, root, tuple(labels), source, features, duration_s)
-        for clip, path, root, labels, source, features, duration_s in session.execute(query)
+        _Row(clip, path, root, tuple(labels), source, features, duration_s, sha256)
+        for clip, path, root, labels, source, features, duration_s, sha256 in session.execute(query)
     ]
 
 

@@ -159,7 +159,7 @@ def _sound_vectors(
     with db.reading(engine) as session:
         missing = session.execute(
             sa.text(
-                "SELECT c.id, d.root, c.path FROM probing_set_clips m JOIN clips c ON c.id = m.clip_id"
+                "SELECT c.id, d.root, c.path, c.sha256 FROM probing_set_clips m JOIN clips c ON c.id = m.clip_id"
                 " JOIN datasets d ON d.id = c.dataset_id WHERE m.probing_set_id = :probing AND NOT EXISTS ("
                 " SELECT FROM clip_embeddings e WHERE e.encoder_id = :encoder AND e.clip_id = c.id) ORDER BY m.position"
             ),
@@ -170,7 +170,7 @@ def _sound_vectors(
             batch, clips, ids, failures = missing[start : start + _BATCH], [], [], []
             for row in batch:
                 try:
-                    waveform, rate = audio.load(Path(row.root) / row.path, encoder.rate)
+                    waveform, rate = audio.load(Path(row.root) / row.path, encoder.rate, row.sha256)
                 except AudioError as exc:
                     failures.append((row, str(exc)))
                 else:

@@ -11,7 +11,6 @@ go on in windows. No text is cut.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -19,10 +18,9 @@ from typing import Any, NamedTuple
 
 from and_platform.backends.audio import encode_wav
 from and_platform.backends.base import BackendRecipe, Clip, Floats
-from and_platform.backends.batching import BatchSize, each_by_length, pick_device, pick_dtype
-from and_platform.backends.captioners.answers import check_captions, check_rate
+from and_platform.backends.batching import BatchSize, pick_device, pick_dtype
+from and_platform.backends.captioners.local import LocalCaptioner
 from and_platform.backends.lazy import Lazy
-from and_platform.backends.sampling import seed_of, seeded_choice
 from and_platform.backends.weights import find_weights, loading
 from and_platform.core.prompts import CAPTION_PROMPT
 from and_platform.errors import ConfigError, MissingExtraError, WeightsMissingError
@@ -48,7 +46,7 @@ _FAMILIES = {
 }
 
 
-class AudioLMCaptioner:
+class AudioLMCaptioner(LocalCaptioner[Any]):
     """One caption per clip, the same whatever else is in its batch.
 
     Parameters
@@ -154,31 +152,6 @@ class AudioLMCaptioner:
             params["max_seconds"] = window
         self.recipe = BackendRecipe("audio-lm", weights.revision, params, origin=weights.origin)
 
-    @property
-    def _model(self) -> Any:
-        return self._lazy.get()
-
-    def release(self) -> None:
-        """Give the model's memory back; it is loaded again when it is used again."""
-        self._lazy.release()
-
-    @property
-    def batch_size(self) -> int:
-        """Clips at a time; fewer once memory has run out."""
-        return self._batches.size
-
-    def caption_batch(self, clips: Sequence[Clip]) -> list[str | Exception]:
-        """One caption per clip, in order; an exception where the model refused, said nothing or ran out of memory.
-
-        Raises
-        ------
-        AudioError
-            If a clip does not come at `rate`, or has no samples.
-        """
-        check_rate(clips, self.rate)
-        said = each_by_length(clips, lambda clip: int(clip.waveform.size), self._batches, self._caption)
-        return check_captions(clips, said)
-
     def _caption(self, clips: list[Clip]) -> list[str]:
         """What is said of clips that come in order of length."""
         if not self._family.pads_leak:
@@ -208,12 +181,6 @@ class AudioLMCaptioner:
         answers = output[:, inputs["input_ids"].shape[1] :] if self._is_asked else output
         texts: list[str] = self._processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-    def _choice(self, clips: Sequence[Clip]) -> Any:
-        if self._temperature <= 0:
-            return None
-        seeds = [seed_of(self._seed, clip.waveform.tobytes()) for clip in clips]
-        return seeded_choice(seeds, self._temperature, self._top_p)
 
     def _inputs(self, waveforms: list[Floats]) -> Any:
         """What the model is given for some clips: token ids, features and masks."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from and_platform.backends.base import BackendRecipe, Clip
-from and_platform.backends.batching import BatchSize, each_by_length, pick_device, pick_dtype
-from and_platform.backends.captioners.answers import check_captions, check_rate
+from and_platform.backends.batching import BatchSize, pick_device, pick_dtype
+from and_platform.backends.captioners.local import LocalCaptioner
 from and_platform.backends.captioners.salmonn_layout import SalmonnLayout, read_layout
 from and_platform.backends.lazy import Lazy
-from and_platform.backends.sampling import seed_of, seeded_choice
 from and_platform.core.prompts import CAPTION_PROMPT
 from and_platform.errors import ConfigError, MissingExtraError
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 _QUANTISATIONS = ("4bit", "8bit")
 
 
-class SalmonnCaptioner:
+class SalmonnCaptioner(LocalCaptioner["Salmonn"]):
     """One caption per clip, the same whatever else is in its batch: by beam search as published, or sampled.
 
     Of a clip the first 30 s are heard, the window of the Whisper encoder; one that is shorter than 1 s is followed by
@@ -132,31 +130,6 @@ class SalmonnCaptioner:
             params["quantization"] = quantization
         self.recipe = BackendRecipe("salmonn", layout.checkpoint.revision, params, layout.checkpoint.origin)
 
-    @property
-    def _model(self) -> Salmonn:
-        return self._lazy.get()
-
-    def release(self) -> None:
-        """Give the model's memory back; it is loaded again when it is used again."""
-        self._lazy.release()
-
-    @property
-    def batch_size(self) -> int:
-        """Clips at a time; fewer once memory has run out."""
-        return self._batches.size
-
-    def caption_batch(self, clips: Sequence[Clip]) -> list[str | Exception]:
-        """One caption per clip, in order; an exception where the model refused, said nothing or ran out of memory.
-
-        Raises
-        ------
-        AudioError
-            If a clip does not come at `rate`, or has no samples.
-        """
-        check_rate(clips, self.rate)
-        said = each_by_length(clips, lambda clip: int(clip.waveform.size), self._batches, self._caption)
-        return check_captions(clips, said)
-
     def _caption(self, clips: list[Clip]) -> list[str]:
         texts: list[str] = self._model.tokenizer.batch_decode(self._answer(clips), skip_special_tokens=True)
         return texts
@@ -175,12 +148,6 @@ class SalmonnCaptioner:
             )
         end = model.tokenizer.eos_token_id
         return [ids[: ids.index(end)] if end in ids else ids for ids in output.tolist()]
-
-    def _choice(self, clips: Sequence[Clip]) -> Any:
-        if self._temperature <= 0:
-            return None
-        seeds = [seed_of(self._seed, clip.waveform.tobytes()) for clip in clips]
-        return seeded_choice(seeds, self._temperature, self._top_p)
 
 
 def _load(layout: SalmonnLayout, device: str, dtype: Any, quantization: str | None, search: dict[str, Any]) -> Salmonn:
