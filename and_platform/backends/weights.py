@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -178,13 +179,10 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 def _connection_errors() -> tuple[type[Exception], ...]:
     """What the hub's library lets through when a connection breaks: errors of the HTTP client that it uses."""
-    import httpx
-
-    if find_spec("httpx2") is None:
-        return (httpx.HTTPError,)
-    import httpx2
-
-    return (httpx.HTTPError, httpx2.HTTPError)
+    clients = [
+        import_module(name) for name in ("httpx", "httpx2") if find_spec(name)
+    ]  # one or the other, by its version
+    return tuple(client.HTTPError for client in clients)
 
 
 def _unused_pickles(names: Iterable[str]) -> list[str]:

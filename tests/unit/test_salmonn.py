@@ -99,12 +99,12 @@ class TestBatches:
     def test_what_is_beyond_half_a_minute_is_not_heard(self, greedy: SalmonnCaptioner) -> None:
         long = parity_clips()["long"]
         heard = greedy._model.encode([long, long[: 30 * 16000]])
-        assert torch.equal(heard[0], heard[1])
+        assert torch.allclose(heard[0], heard[1], atol=1e-4)
 
     def test_less_than_a_second_is_followed_by_silence(self, greedy: SalmonnCaptioner) -> None:
         short = parity_clips()["short"]
         heard = greedy._model.encode([short, np.pad(short, (0, 16000 - short.size))])
-        assert torch.equal(heard[0], heard[1])
+        assert torch.allclose(heard[0], heard[1], atol=1e-4)
 
     def test_an_empty_answer_is_a_failure_of_its_clip(
         self, greedy: SalmonnCaptioner, monkeypatch: pytest.MonkeyPatch
