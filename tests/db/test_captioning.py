@@ -195,9 +195,9 @@ def test_few_clips_are_in_memory(engine: sa.Engine, probing: ProbingSet, monkeyp
     loaded: list[Path] = []
     load = caption.audio.load
 
-    def counted(path: Path, rate: int | None) -> Any:
+    def counted(path: Path, rate: int | None, sha256: str | None = None) -> Any:
         loaded.append(path)
-        return load(path, rate)
+        return load(path, rate, sha256)
 
     ahead: list[int] = []
     fake = Fake(1)
