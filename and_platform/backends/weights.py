@@ -120,6 +120,15 @@ def read_pickle(path: Path) -> Any:
         ) from exc
 
 
+def check_whole(missing: Iterable[str]) -> None:
+    """ValueError where a model's files lack weights, which transformers would fill with random numbers.
+
+    `missing` are the names that it lists as `missing_keys`; inside `loading` it becomes an error about the files.
+    """
+    if lacking := sorted(missing):
+        raise ValueError(f"{len(lacking)} weights are not in the files, {lacking[0]} among them")
+
+
 @contextmanager
 def loading(source: str) -> Iterator[None]:
     """Load a model without progress bars; turn the ways in which its files can be unusable into one error.

@@ -99,8 +99,7 @@ def estimate(engine: sa.Engine, network: str, options: Options, profile: Profile
         notes = [*absent, *fetched, "so everything is counted, as if nothing had been computed"]
     else:
         with db.reading(engine) as session:
-            planned = [stage for stage in STAGES if stage != "icl" or plan.icl]
-            work = [_missing(session, plan, options, stage) for stage in planned]
+            work = _missing(session, plan, options)
         notes = []
     with db.reading(engine) as session:
         rates = _rates(session)
@@ -216,16 +215,18 @@ def _outline(network: str, options: Options, size: _Size) -> list[_Work]:
     ]
 
 
-def _missing(session: Session, plan: Plan, options: Options, stage: str) -> _Work:
-    """A stage of which the tables tell what is missing."""
+def _missing(session: Session, plan: Plan, options: Options) -> list[_Work]:
+    """The work of which the tables tell that it is not done."""
     n_concepts = session.scalar(
         sa.select(sa.func.count()).select_from(Concept).where(Concept.concept_set_id == plan.concepts.id)
     )
     size = _Size(plan.probing.n_clips, n_concepts or 0, len(plan.layers), sum(layer.n_units for layer in plan.layers))
-    whole = next(work for work in _outline(plan.network.name, options, size) if work.stage == stage)
-    missing = _to_compute(session, plan, stage)
-    asked = None if whole.prompts is None else missing * (whole.prompts // max(whole.of, 1))
-    return whole._replace(to_compute=missing, prompts=asked)
+    left = []
+    for whole in _outline(plan.network.name, options, size):
+        missing = _to_compute(session, plan, whole.stage)
+        asked = None if whole.prompts is None else missing * (whole.prompts // max(whole.of, 1))
+        left.append(whole._replace(to_compute=missing, prompts=asked))
+    return left
 
 
 def _to_compute(session: Session, plan: Plan, stage: str) -> int:

@@ -21,7 +21,7 @@ from and_platform.backends.base import BackendRecipe, Clip, Floats
 from and_platform.backends.batching import BatchSize, pick_device, pick_dtype
 from and_platform.backends.captioners.local import LocalCaptioner
 from and_platform.backends.lazy import Lazy
-from and_platform.backends.weights import find_weights, loading
+from and_platform.backends.weights import check_whole, find_weights, loading
 from and_platform.core.prompts import CAPTION_PROMPT
 from and_platform.errors import ConfigError, MissingExtraError, WeightsMissingError
 
@@ -297,8 +297,7 @@ def _load_model(path: Path, config: Any, dtype: Any, quantization: str | None, d
     model, found = made.from_pretrained(
         path, config=config, dtype=dtype, device_map=device_map, output_loading_info=True, **options
     )
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{len(missing)} weights are not in the files, {missing[0]} among them")
+    check_whole(found["missing_keys"])
     return model.eval()
 
 

@@ -12,7 +12,7 @@ from and_platform.backends.lazy import Lazy
 from and_platform.backends.llms import forms
 from and_platform.backends.llms.chat import Answering, Chat, template_params
 from and_platform.backends.sampling import seed_of, seeded_choice
-from and_platform.backends.weights import find_weights, loading
+from and_platform.backends.weights import check_whole, find_weights, loading
 from and_platform.errors import ConfigError, GenerationError, MissingExtraError
 
 EXTRA = "large-models"
@@ -90,8 +90,7 @@ class TransformersLLM(Answering):
                 model, found = AutoModelForCausalLM.from_pretrained(
                     weights.path, dtype=wanted, output_loading_info=True, **where
                 )
-                if missing := sorted(found["missing_keys"]):
-                    raise ValueError(f"{len(missing)} weights are not in the files, {missing[0]} among them")
+                check_whole(found["missing_keys"])
             return model.eval() if where else model.eval().to(on)
 
         self._lazy = Lazy(load)
