@@ -68,8 +68,10 @@ from and_platform.schema.network import (
     Recording,
     TrainingEpoch,
 )
+from and_platform.schema.work import OPEN, RunStep, Worker, WorkUnit
 
 __all__ = [
+    "OPEN",
     "Ablation",
     "AblationPlan",
     "AblationPlanNeuron",
@@ -115,6 +117,7 @@ __all__ = [
     "RecordedLayer",
     "Recording",
     "Run",
+    "RunStep",
     "Scoring",
     "Study",
     "StudyDescription",
@@ -130,4 +133,6 @@ __all__ = [
     "TextEmbedding",
     "TextTags",
     "TrainingEpoch",
+    "WorkUnit",
+    "Worker",
 ]

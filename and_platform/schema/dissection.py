@@ -284,7 +284,7 @@ class NeuronTerm(Base):
 class Run(Base):
     __tablename__ = "runs"
     __table_args__ = (
-        sa.CheckConstraint("outcome IN ('running', 'ok', 'failed', 'interrupted')", name="outcome"),
+        sa.CheckConstraint("outcome IN ('running', 'ok', 'failed', 'interrupted', 'cancelled')", name="outcome"),
         {"comment": "Each invocation that writes: what was asked, where, with which versions, and how it ended."},
     )
 
@@ -298,8 +298,14 @@ class Run(Base):
     )
     started_at: Mapped[Timestamp] = mapped_column(comment="Start.")
     finished_at: Mapped[datetime | None] = mapped_column(comment="End; NULL while it runs, or if it was killed.")
-    outcome: Mapped[str] = mapped_column(server_default="running", comment="running, ok, failed or interrupted.")
+    outcome: Mapped[str] = mapped_column(
+        server_default="running", comment="running, ok, failed, interrupted or cancelled."
+    )
     counts: Mapped[Json] = mapped_column(server_default="{}", comment="What was done: units by stage.")
+    distributed: Mapped[bool] = mapped_column(server_default="false", comment="True: workers do it, not this process.")
+    plan: Mapped[Json | None] = mapped_column(
+        comment="What a distributed run has settled: recipes by stage, layers, recording …"
+    )
     error: Mapped[str | None] = mapped_column(comment="The error that ended it.")
 
 
