@@ -109,7 +109,13 @@ class Platform:
     # ------------------------------------------------------------------ filling
 
     def ingest(
-        self, source: str | Path, *, kind: str | None = None, name: str | None = None, **options: Any
+        self,
+        source: str | Path,
+        *,
+        kind: str | None = None,
+        name: str | None = None,
+        allow_outside: bool = False,
+        **options: Any,
     ) -> IngestReport:
         """Bring a data set in, or up to date.
 
@@ -122,6 +128,8 @@ class Platform:
             folder, manifest, esc50, urbansound8k, gtzan; default: by what `source` is.
         name
             Name of the data set; default: the folder's.
+        allow_outside
+            Follow links that lead out of the folder.
         options
             `processes`, `prune`, as of `andp ingest`.
 
@@ -140,7 +148,7 @@ class Platform:
             made = Source.sample()
         else:
             path = Path(source).expanduser()
-            made = Source(kind or ("folder" if path.is_dir() else "manifest"), path)
+            made = Source(kind or ("folder" if path.is_dir() else "manifest"), path, allow_outside=allow_outside)
         with provenance.run(
             self.engine, f"ingest {made.kind}", {"source": str(source), "name": name, **options}
         ) as run:

@@ -1,4 +1,4 @@
-"""Settings: environment variables with the prefix `ANDP_`, or a `.env` file in the working folder.
+"""Settings: environment variables with the prefix `ANDP_`, a `.env` file in the working folder, or files of secrets.
 
 Nothing here is read at import; `settings()` reads once per process.
 """
@@ -6,20 +6,31 @@ Nothing here is read at import; `settings()` reads once per process.
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from and_platform.errors import ConfigError
 
 
 class Settings(BaseSettings):
-    """What a user can set from outside. Each field is `ANDP_<NAME>` in the environment."""
+    """What a user can set from outside. Each field is `ANDP_<NAME>` in the environment.
+
+    Or the file `andp_<name>` in the folder that `ANDP_SECRETS_DIR` names (default: /run/secrets, where Docker puts them;
+    Kubernetes mounts a secret anywhere). The environment goes first.
+    """
 
     model_config = SettingsConfigDict(env_prefix="ANDP_", env_file=".env", env_ignore_empty=True, extra="ignore")
 
@@ -38,14 +49,57 @@ class Settings(BaseSettings):
     connect_timeout: int = 10
     """Seconds to wait for a connection to a server."""
 
+    pool_size: int = Field(default=4, ge=1)
+    """Connections that a process keeps open. A worker that does one thing at a time needs 2."""
+
+    pooler: bool = False
+    """A pooler in transaction mode, such as PgBouncer, stands before the server: nothing is kept in a session."""
+
+    application_name: str = "andp"
+    """What `pg_stat_activity` calls this program's connections; workers say more behind it."""
+
     statement_timeout: float = 0.0
     """Seconds after which a statement is cancelled; 0: never."""
+
+    lock_timeout: float = 0.0
+    """Seconds after which a statement that waits for a lock is cancelled; 0: never."""
+
+    idle_timeout: float = 0.0
+    """Seconds after which the server ends a connection that idles in a transaction; 0: never."""
+
+    reconnect_timeout: float = 120.0
+    """Seconds for which a worker tries again after the server was lost, before its unit fails."""
 
     broker_url: SecretStr | None = None
     """Broker of the workers: `amqp://…`, `redis://…` or `pgmq://…`; unset: `pgmq://` in the database above."""
 
-    visibility_timeout: int = 3600
-    """Seconds after which an unfinished task goes to another worker; more than the longest task takes."""
+    llm_api_key: SecretStr | None = None
+    """Key of OpenAI-compatible endpoints, sent to those that the user names and kept nowhere."""
+
+    llm_password: SecretStr | None = None
+    """Password of endpoints whose address holds a user but no password: `http://user@host/v1`."""
+
+    visibility_timeout: Annotated[int, Field(gt=0)] | None = None
+    """Seconds after which an unfinished unit goes to another worker, in all queues; more than twice the longest unit.
+    Unset: 300 for `cpu`, 900 for `gpu` and `db`, 1800 for `llm`."""
+
+    visibility_timeouts: Annotated[dict[str, Annotated[int, Field(gt=0)]], NoDecode] = {}
+    """The same for single queues, before the one for all, as JSON: `{"gpu": 1800}`."""
+
+    most_attempts: Annotated[int, Field(ge=1)] = 3
+    """How often workers try a unit before it fails."""
+
+    queue_window: Annotated[int, Field(ge=1)] = 200
+    """Messages of a run that are in a queue at a time; the rest waits in the database. Two for each process or more."""
+
+    unit_size: Annotated[float, Field(gt=0)] = 1.0
+    """Size of units of work: 0.5 makes them half as long. A unit should take well under a minute."""
+
+    models_loaded: Annotated[int, Field(ge=1)] = 1
+    """Models that a worker keeps in memory; the one that was not used for longest goes first."""
+
+    warm_up: bool = True
+    """A worker loads the models of open runs before it takes its first unit."""
 
     device: str = "auto"
     """Where models run: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`."""
@@ -65,15 +119,63 @@ class Settings(BaseSettings):
     log_level: str = "WARNING"
     """Level of the log on stderr."""
 
+    log_format: Literal["text", "json"] = "text"
+    """The log on stderr: `text` for people, `json` for machines, one object a line."""
+
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port on which a worker answers Prometheus; 0: any free one, told in the log; unset: no metrics."""
+
+    metrics_address: str = "0.0.0.0"
+    """Address of that port: `127.0.0.1` keeps it to this machine."""
+
     @property
     def models_folder(self) -> Path:
         """The folder of weights that are not on the model hub."""
         return (self.models or self.home / "models").expanduser()
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in Python, the environment, `.env`, the folder of secrets: the first that has a value."""
+        folder = secrets_folder()  # looked up now, not when this class is made
+        secrets = (SecretsSettingsSource(settings_cls, folder),) if folder else ()
+        return init_settings, env_settings, dotenv_settings, *secrets
+
+    @field_validator("visibility_timeouts", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as exc:
+            raise ValueError('give JSON, e.g. {"gpu": 1800}') from exc
+
     @field_validator("basic_adjectives", mode="before")
     @classmethod
     def _separated(cls, value: Any) -> Any:
         return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+def secrets_folder() -> Path | None:
+    """The folder with a file for each secret, if there is one.
+
+    Raises
+    ------
+    ConfigError
+        If `ANDP_SECRETS_DIR` names something else.
+    """
+    named = os.environ.get("ANDP_SECRETS_DIR")
+    folder = Path(named or "/run/secrets")
+    if folder.is_dir():
+        return folder
+    if named:
+        raise ConfigError(f"ANDP_SECRETS_DIR is '{named}', which is no folder; put a file andp_database_url … in one")
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -5,17 +5,21 @@ All connections are psycopg 3, with pgvector's types registered. Driver errors a
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import psycopg
 import sqlalchemy as sa
+import tenacity
 from numpy.typing import NDArray
 from pgvector.psycopg import register_vector
+from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -35,6 +39,9 @@ OLDEST_POSTGRES = 150000
 OLDEST_PGVECTOR = (0, 8)
 RUNTIME_PREFIX = "andp_"
 """Indexes and partitions made at run time are named with it; `alembic check` passes over them."""
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 
 
 class DatabaseStatus(NamedTuple):
@@ -65,7 +72,7 @@ def database_url(config: Settings | None = None, tell: Callable[[str], None] | N
     else:
         raw = config.database_url.get_secret_value()
     try:
-        url = make_url(raw)
+        url = make_url(_several_hosts(raw))
     except (sa.exc.ArgumentError, ValueError) as exc:  # ValueError: a port that is no number
         raise ConfigError("ANDP_DATABASE_URL is not a URL; give postgresql://user:password@host:5432/database") from exc
     if url.get_backend_name() not in ("postgresql", "postgres"):
@@ -73,23 +80,64 @@ def database_url(config: Settings | None = None, tell: Callable[[str], None] | N
     return url.set(drivername="postgresql+psycopg")
 
 
-def make_engine(url: URL, config: Settings | None = None) -> sa.Engine:
-    """An engine whose connections know pgvector's types (once the extension is there)."""
+_HOSTS = re.compile(
+    r"^(?P<scheme>[\w+]+://)(?P<user>[^/?#]*@)?(?P<hosts>[^/?#@]*,[^/?#@]*)(?P<rest>[/?#].*)?$", re.DOTALL
+)
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::(\d*))?")
+
+
+def _several_hosts(url: str) -> str:
+    """libpq's way to name several servers, `h1:5432,h2:5433`, as parameters: SQLAlchemy knows only those.
+
+    A URL that comes out is libpq's as well.
+    """
+    parts = _HOSTS.match(url)
+    if parts is None:
+        return url
+    named = [_HOST.fullmatch(host) for host in parts["hosts"].split(",")]
+    if None in named:
+        raise ValueError("a host with a port that is no number")
+    found = [host.groups() for host in named if host is not None]
+    hosts, ports = ",".join(host.strip("[]") for host, _ in found), ",".join(port or "" for _, port in found)
+    path, mark, query = (parts["rest"] or "").partition("?")
+    several = f"host={quote(hosts, safe='')}&port={quote(ports, safe='')}"
+    return f"{parts['scheme']}{parts['user'] or ''}{path or '/'}?{several}{'&' + query if mark and query else ''}"
+
+
+def make_engine(url: URL, config: Settings | None = None, role: str | None = None) -> sa.Engine:
+    """An engine whose connections know pgvector's types (once the extension is there).
+
+    With `ANDP_POOLER` nothing outlives a transaction in the server: no statement is prepared, and what is set is set by
+    each transaction for itself.
+
+    Parameters
+    ----------
+    role
+        What this process does, e.g. "worker gpu": shown behind the program's name in `pg_stat_activity`.
+    """
     config = config or settings()
-    options = "-c timezone=UTC"
-    if config.statement_timeout:
-        options += f" -c statement_timeout={int(config.statement_timeout * 1000)}"
+    name = f"{config.application_name} {role}" if role else config.application_name
+    arguments: dict[str, Any] = {"connect_timeout": config.connect_timeout, "application_name": name}
+    kept = {"TimeZone": "UTC"} | {
+        setting: str(int(seconds * 1000))
+        for setting, seconds in (
+            ("statement_timeout", config.statement_timeout),
+            ("lock_timeout", config.lock_timeout),
+            ("idle_in_transaction_session_timeout", config.idle_timeout),
+        )
+        if seconds
+    }
+    if config.pooler:
+        arguments["prepare_threshold"] = None
+    else:
+        arguments["options"] = " ".join(f"-c {setting}={value}" for setting, value in kept.items())
     engine = sa.create_engine(
         url,
         pool_pre_ping=True,
         hide_parameters=True,  # an error is a line, not the rows it was about
-        pool_size=4,
-        max_overflow=4,
-        connect_args={
-            "connect_timeout": config.connect_timeout,
-            "application_name": "and_platform",
-            "options": options,
-        },
+        pool_size=config.pool_size,
+        max_overflow=config.pool_size,  # for a moment: closed again when it is given back
+        connect_args=arguments,
     )
 
     @sa.event.listens_for(engine, "connect")
@@ -98,53 +146,116 @@ def make_engine(url: URL, config: Settings | None = None) -> sa.Engine:
         if psycopg.types.TypeInfo.fetch(connection, "vector") is not None:
             register_vector(connection)
 
+    if config.pooler:
+        told = sql.SQL("SELECT {}").format(
+            sql.SQL(", ").join(sql.SQL("set_config({}, {}, true)").format(*pair) for pair in kept.items())
+        )
+
+        @sa.event.listens_for(engine, "begin")
+        def _set(connection: sa.Connection) -> None:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            driver.execute(told)
+
+    @sa.event.listens_for(engine, "handle_error")
+    def _demoted(context: sa.engine.ExceptionContext) -> None:
+        # After a fail-over the server that we knew may live on as a standby: the pool has to look for the new primary.
+        if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+            context.is_disconnect = True
+
     return engine
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn driver errors about reaching or using the server into one clear line each."""
+def translated(*, writes: bool = True) -> Iterator[None]:
+    """Turn driver errors about reaching or using the server into one clear line each.
+
+    Parameters
+    ----------
+    writes
+        Whether the block may write. If not, a refused write is a fault of the program, and stays what it is.
+    """
     try:
         yield
-    except sa.exc.OperationalError as exc:
-        raise _server_error(exc.orig) from exc
-    except psycopg.OperationalError as exc:
-        raise _server_error(exc) from exc
-    except sa.exc.IntegrityError as exc:
-        if not isinstance(exc.orig, psycopg.errors.ForeignKeyViolation):
+    except sa.exc.TimeoutError as exc:
+        raise DatabaseError("all connections of this process are in use; raise ANDP_POOL_SIZE", passing=True) from exc
+    except (sa.exc.DBAPIError, psycopg.Error) as exc:
+        error = _translation(exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc, writes)
+        if error is None:
             raise
-        raise DatabaseError(
-            "what this belongs to was dropped meanwhile by another command; run this one again"
-        ) from exc
-    except (sa.exc.ProgrammingError, psycopg.errors.InsufficientPrivilege) as exc:
-        denied = exc.orig if isinstance(exc, sa.exc.ProgrammingError) else exc
-        if not isinstance(denied, psycopg.errors.InsufficientPrivilege):
-            raise
-        raise DatabaseError(f"{str(denied).splitlines()[0]}; connect as a user that may") from exc
+        raise error from exc
 
 
-def _server_error(exc: BaseException | None) -> DatabaseError:
-    """One line for what the server, or the attempt to reach it, came back with."""
+def _translation(exc: BaseException | None, writes: bool) -> DatabaseError | None:
+    """One line for what the server, or the attempt to reach it, came back with; None: it is not about the server."""
     text = str(exc)
-    state = getattr(exc, "sqlstate", None) or ""
+    match exc:
+        case psycopg.errors.ForeignKeyViolation():
+            return DatabaseError("what this belongs to was dropped meanwhile by another command; run this one again")
+        case psycopg.errors.InsufficientPrivilege():
+            return DatabaseError(f"{text.splitlines()[0]}; connect as a user that may (roles: andp db roles)")
+        case psycopg.errors.ReadOnlySqlTransaction() if writes:
+            return DatabaseError(
+                "this server or user only reads; for a cluster with standbys name all its servers in ANDP_DATABASE_URL "
+                "with target_session_attrs=read-write, else connect as a user that writes",
+                passing=True,
+            )
+        case psycopg.errors.IdleInTransactionSessionTimeout():
+            return DatabaseError(
+                "the server ended a transaction in which nothing happened for ANDP_IDLE_TIMEOUT; raise it, or find out "
+                "what held this process up"
+            )
+        case psycopg.errors.InvalidSqlStatementName() | psycopg.errors.DuplicatePreparedStatement():
+            return DatabaseError("a pooler hands out other sessions for each transaction; set ANDP_POOLER=true")
+        case psycopg.InterfaceError() if "clos" in text or "lost" in text:
+            return _lost(text)
+        case psycopg.OperationalError():
+            return _server_error(exc)
+    return None
+
+
+def _server_error(exc: psycopg.OperationalError) -> DatabaseError:
+    text, state = str(exc), exc.sqlstate or ""
     if "password authentication failed" in text or "no password supplied" in text or _UNKNOWN_ROLE.search(text):
         return DatabaseUnreachableError("the database refuses the user or password in ANDP_DATABASE_URL; correct it")
     if missing := _UNKNOWN_DATABASE.search(text):
         name = missing.group(1)
         return DatabaseUnreachableError(f'the server has no database "{name}"; create it with: createdb {name}')
+    if "unsupported startup parameter" in text:
+        return DatabaseUnreachableError("a pooler stands before the server; set ANDP_POOLER=true")
     if state == "53100" or "No space left on device" in text:
         return DatabaseError("the database's disk is full; free some space and run the same command again")
+    if state == "53300" or _FULL.search(text):
+        return DatabaseUnreachableError(
+            "the server has no connection left; lower ANDP_POOL_SIZE or the number of workers, put a pooler before the "
+            "server, or raise its max_connections",
+            passing=True,
+        )
+    if state == "55P03":
+        return DatabaseError(
+            "another command holds a lock for longer than ANDP_LOCK_TIMEOUT; wait for its end and run this one again, or "
+            "raise it"
+        )
     if state == "57014":
+        if "user request" in text:
+            return DatabaseError("the statement was cancelled on the server; run the same command again")
         return DatabaseError("the statement took longer than ANDP_STATEMENT_TIMEOUT; raise it, or ask for less")
     if state in ("40001", "40P01"):
-        return DatabaseError("another command wrote to the same rows at the same moment; run this one again")
+        return DatabaseError(
+            "another command wrote to the same rows at the same moment; run this one again", passing=True
+        )
     if state and state[:2] not in _LOST:
         return DatabaseError(f"the server could not do it: {text.splitlines()[0]}")
+    return _lost(text)
+
+
+def _lost(text: str) -> DatabaseUnreachableError:
     return DatabaseUnreachableError(
-        f"cannot reach the database: {_cause(text)}; check ANDP_DATABASE_URL and that the server runs"
+        f"cannot reach the database: {_cause(text)}; check ANDP_DATABASE_URL and that the server runs", passing=True
     )
 
 
+_FULL = re.compile("too many clients|remaining connection slots|too many connections|no more connections allowed")
 _UNKNOWN_ROLE = re.compile(r'role "[^"]*" does not exist')
 _UNKNOWN_DATABASE = re.compile(r'database "([^"]*)" does not exist')
 _LOST = ("08", "57")  # classes of SQLSTATE: connection exception, operator intervention (a shutdown, a killed server)
@@ -167,9 +278,35 @@ def transaction(engine: sa.Engine) -> Iterator[Session]:
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[Session]:
     """A session for questions: nothing is written."""
-    with translated(), Session(engine) as session:
+    with translated(writes=False), Session(engine) as session:
         session.execute(sa.text("SET TRANSACTION READ ONLY"))
         yield session
+
+
+def patiently(work: Callable[[], Result], seconds: float | None = None) -> Result:
+    """Do a unit of work, and do it again where the server was lost or others wrote to the same rows at that moment.
+
+    For units that may be done twice: a transaction whose commit got no answer may have been committed. It begins anew
+    with a fresh session of its own (`with transaction(engine) …` inside `work`), never in the middle of one.
+
+    Parameters
+    ----------
+    seconds
+        How long to try; default: ANDP_RECONNECT_TIMEOUT. Waits grow to 5 s, with jitter.
+
+    Raises
+    ------
+    DatabaseError
+        The last one, when the time is up; at once, where trying again cannot help.
+    """
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda exc: isinstance(exc, DatabaseError) and exc.passing),
+        stop=tenacity.stop_after_delay(settings().reconnect_timeout if seconds is None else seconds),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+        before_sleep=tenacity.before_sleep_log(_log, logging.WARNING),
+        reraise=True,
+    )
+    return retrying(work)
 
 
 # ---------------------------------------------------------------------- schema version
@@ -287,8 +424,12 @@ def _check_known(current: str | None) -> None:
         )
 
 
-def connect(config: Settings | None = None, tell: Callable[[str], None] | None = None) -> sa.Engine:
+def connect(
+    config: Settings | None = None, tell: Callable[[str], None] | None = None, role: str | None = None
+) -> sa.Engine:
     """The engine that commands use: server started where embedded, schema made where there is none, version checked.
+
+    `role` as in `make_engine`.
 
     Raises
     ------
@@ -296,7 +437,7 @@ def connect(config: Settings | None = None, tell: Callable[[str], None] | None =
         If the schema is older (run `andp db upgrade`) or newer than this program.
     """
     config = config or settings()
-    engine = make_engine(database_url(config, tell), config)
+    engine = make_engine(database_url(config, tell), config, role)
     current, newest = schema_revision(engine), newest_revision()
     if current == newest:
         return engine
@@ -355,7 +496,7 @@ def copy_rows(session: Session, table: str, columns: dict[str, str], rows: Itera
 _SCALARS = {"int2": ">i2", "int4": ">i4", "int8": ">i8", "float4": ">f4"}
 _ARRAYS = {"int4[]": (23, ">i4"), "float4[]": (700, ">f4")}  # with the server's number of the element type
 _VECTORS = {"halfvec": ">f2", "vector": ">f4"}
-_COPY_ROWS = 1 << 15
+_COPY_BYTES = 1 << 23
 
 
 def copy_columns(session: Session, table: str, columns: Mapping[str, tuple[str, Any]]) -> int:
@@ -399,7 +540,9 @@ def copy_columns(session: Session, table: str, columns: Mapping[str, tuple[str, 
             raw = str(values).encode()
             fields.append((name, f"S{len(raw)}"))
             constants[size], constants[name] = len(raw), raw
-    rows = np.zeros(min(n_rows, _COPY_ROWS), np.dtype(fields))
+    of_row = np.dtype(fields)
+    step = max(1, min(n_rows, _COPY_BYTES // of_row.itemsize))
+    rows = np.zeros(step, of_row)
     for name, value in constants.items():
         rows[name] = value
     connection = session.connection().connection.driver_connection
@@ -409,8 +552,8 @@ def copy_columns(session: Session, table: str, columns: Mapping[str, tuple[str, 
         cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN WITH (FORMAT BINARY)") as copy,
     ):
         copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
-        for start in range(0, n_rows, _COPY_ROWS):
-            part = rows[: min(_COPY_ROWS, n_rows - start)]
+        for start in range(0, n_rows, step):
+            part = rows[: min(step, n_rows - start)]
             for name, values in data.items():
                 of_part = values[start : start + len(part)] if isinstance(values, np.ndarray) else values
                 if columns[name][0] in _ARRAYS:

@@ -15,6 +15,8 @@ A message says what is wrong and what to do next; the CLI prints it as one line 
     │   ├── ExtensionMissingError
     │   ├── EmbeddedServerError
     │   └── SchemaVersionError   the schema is older or newer than this program
+    ├── BrokerError              the workers' message broker cannot be used
+    │   └── BrokerUnreachableError
     ├── BackendError             a model, encoder, tagger or LLM
     │   ├── MissingExtraError    a package is not installed; names the extra
     │   ├── WeightsMissingError
@@ -67,9 +69,19 @@ class QueryError(InputError):
 
 
 class DatabaseError(AndpError):
-    """The database cannot be used."""
+    """The database cannot be used.
+
+    Attributes
+    ----------
+    passing : bool
+        The same transaction, begun anew, may succeed: the connection was lost, or others wrote to the same rows.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class DatabaseUnreachableError(DatabaseError):
@@ -86,6 +98,16 @@ class EmbeddedServerError(DatabaseError):
 
 class SchemaVersionError(DatabaseError):
     """The schema is older or newer than this program."""
+
+
+class BrokerError(AndpError):
+    """The message broker of the workers cannot be used."""
+
+    exit_code = 6
+
+
+class BrokerUnreachableError(BrokerError):
+    """No broker answers, or it does not let us in."""
 
 
 class BackendError(AndpError):

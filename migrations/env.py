@@ -13,6 +13,12 @@ from and_platform.schema import Base
 # Any constant: two processes that upgrade at once must agree on it.
 _LOCK = 0x414E4450
 
+_OWNER = sa.text(
+    "SELECT quote_ident(r.rolname) FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner"
+    " WHERE c.oid = to_regclass('alembic_version') AND r.rolname <> current_user AND pg_has_role(r.oid, 'MEMBER')"
+)
+"""The owner of the schema, where that is a role that the user is a member of."""
+
 
 def include_name(name: str | None, type_: str, _parents: Any) -> bool:
     """What was made at run time (partitions, per-encoder indexes) is not part of the model."""
@@ -33,6 +39,9 @@ def run() -> None:
         )
         with context.begin_transaction():
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            if owner := connection.scalar(_OWNER):
+                # What a later migration makes belongs to whom the rest belongs to, and has his default privileges.
+                connection.exec_driver_sql(f"SET LOCAL ROLE {owner}")
             context.run_migrations()
     engine.dispose()
 

@@ -258,7 +258,9 @@ def embed_text(session: Session, encoder_id: int, text: str, vector: ArrayLike) 
 
 def embed_summaries(session: Session, encoder_id: int, dim: int, vectors: Mapping[int, ArrayLike]) -> None:
     """Vectors of calibrated summaries (by calibration id), with their HNSW index."""
-    embed.ensure_summary_index(session, encoder_id, dim)
+    index = embed.SummaryIndex(encoder_id, "toy", dim, len(vectors), None, 0)
+    if session.scalar(sa.text("SELECT to_regclass(:name) IS NULL"), {"name": index.name}):
+        session.connection().exec_driver_sql(index.statement())
     session.add_all(
         SummaryEmbedding(encoder_id=encoder_id, calibration_id=identity, embedding=Vector(_unit(vector)))
         for identity, vector in vectors.items()

@@ -1,20 +1,23 @@
 """The broker that needs no server of its own: pgmq, a queue in plain SQL, in the platform's database.
 
 The transport is Kombu's. It would run `CREATE EXTENSION pgmq`; the SQL that comes with the package `pgmq` makes the same
-schema on any Postgres, and may be run once only.
+schema on any Postgres, and may be run once only. The queues are made with it, so that workers need no right to make any.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from and_platform import db
 from and_platform.config import Settings
 from and_platform.errors import ConfigError, DatabaseError, MissingExtraError
+from workers.queues import QUEUES, broker_name
 
 SCHEME = "pgmq://"
 _CARRIED = ("host", "port", "dbname", "user", "password")
@@ -36,7 +39,39 @@ def broker(url: str, config: Settings) -> tuple[str, dict[str, Any]]:
     DatabaseError
         The database cannot be reached, or its user may not make the schema.
     """
+    conninfo = connection_string(url, config)
+    with db.translated(), psycopg.connect(conninfo, connect_timeout=config.connect_timeout) as connection:
+        _install(connection)
+        info = connection.info  # what libpq made of the URL, the environment and its password file
+        parts = (info.host, str(info.port), info.dbname, info.user, info.password)
+    given = {name: value for name, value in zip(_CARRIED, parts, strict=True) if value}
+    options = {
+        "init_extension": False,
+        "conn_string": _twice_quoted(given),
+        # Queues are read in turn: to wait at an empty one would hold up the messages of the others.
+        "wait_time_seconds": 0,
+        "polling_interval": 0.2,
+        "pool_size": 2,  # one reads while another acknowledges
+        "pool_timeout": config.connect_timeout,
+    }
+    host = "localhost" if parts[0].startswith("/") else parts[0]  # for the log; conn_string has the socket's folder
+    return f"{SCHEME}{host}:{parts[1]}/{quote(parts[2])}", options
+
+
+def connection_string(url: str, config: Settings) -> str:
+    """What libpq needs to reach the broker's database.
+
+    Raises
+    ------
+    ConfigError
+        As `broker`.
+    """
     if url == SCHEME:
+        if config.pooler:
+            raise ConfigError(
+                "pgmq:// prepares statements, which ANDP_POOLER rules out; give the server itself in ANDP_BROKER_URL, as "
+                "pgmq://user:password@host:5432/database"
+            )
         conninfo = db.database_url(config).set(drivername="postgresql").render_as_string(hide_password=False)
     else:
         conninfo = "postgresql://" + url.removeprefix(SCHEME)
@@ -45,14 +80,42 @@ def broker(url: str, config: Settings) -> tuple[str, dict[str, Any]]:
             f"pgmq:// cannot carry the connection option '{dropped[0]}'; "
             f"give it as PG{dropped[0].upper()} in the environment, or set ANDP_BROKER_URL to another broker"
         )
-    with db.translated(), psycopg.connect(conninfo) as connection:
-        _install(connection)
-        info = connection.info  # what libpq made of the URL, the environment and its password file
-        parts = (info.host, str(info.port), info.dbname, info.user, info.password)
-    given = {name: value for name, value in zip(_CARRIED, parts, strict=True) if value}
-    options = {"init_extension": False, "conn_string": _twice_quoted(given), "wait_time_seconds": 1}
-    host = "localhost" if parts[0].startswith("/") else parts[0]  # for the log; conn_string has the socket's folder
-    return f"{SCHEME}{host}:{parts[1]}/{quote(parts[2])}", options
+    return conninfo
+
+
+def installed(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the schema is there, with all queues."""
+    return _schema_made(connection) and not _missing(connection)
+
+
+def depths(connection: psycopg.Connection[Any], queues: Iterable[str] = QUEUES) -> dict[str, tuple[int, int]]:
+    """Queue -> messages that wait, messages that a worker has. Queues that are not made yet hold none."""
+    wanted = {queue: _table_name(queue) for queue in queues}
+    made = set(wanted) - (set(_missing(connection)) if _schema_made(connection) else set(wanted))
+    found = dict.fromkeys(wanted, (0, 0))
+    if made:
+        count = sql.SQL(
+            "SELECT {queue}, count(*) FILTER (WHERE vt <= clock_timestamp()), count(*) FILTER (WHERE vt > clock_timestamp()) "
+            "FROM pgmq.{table}"
+        )
+        query = sql.SQL(" UNION ALL ").join(
+            count.format(queue=queue, table=sql.Identifier("q_" + wanted[queue])) for queue in sorted(made)
+        )
+        found |= {queue: (waiting, taken) for queue, waiting, taken in connection.execute(query)}
+    return found
+
+
+def _table_name(queue: str) -> str:
+    return broker_name(queue).replace(".", "_")  # as Kombu's transport does
+
+
+def _schema_made(connection: psycopg.Connection[Any]) -> bool:
+    return connection.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone() == (True,)
+
+
+def _missing(connection: psycopg.Connection[Any]) -> list[str]:
+    made = {name for (name,) in connection.execute("SELECT queue_name FROM pgmq.meta")}
+    return [queue for queue in QUEUES if _table_name(queue) not in made]
 
 
 def _parsed(conninfo: str) -> dict[str, Any]:
@@ -68,14 +131,18 @@ def _install(connection: psycopg.Connection[Any]) -> None:
     except ImportError as exc:
         raise MissingExtraError("pgmq", "workers") from exc
 
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-    if connection.execute("SELECT to_regclass('pgmq.meta') IS NOT NULL").fetchone() == (True,):
+    if installed(connection):
         return
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     try:
-        install_pgmq_from_sql(conn=connection)
-    except PGMQInstallError as exc:
+        if not _schema_made(connection):
+            install_pgmq_from_sql(conn=connection)
+        for queue in _missing(connection):
+            connection.execute("SELECT pgmq.create(%s)", [_table_name(queue)])
+    except (PGMQInstallError, psycopg.errors.InsufficientPrivilege) as exc:
         raise DatabaseError(
-            f"{exc}; let the owner of the database start the first worker, or set ANDP_BROKER_URL to another broker"
+            f"{str(exc).splitlines()[0]}; let the owner of the database start the first worker, or set ANDP_BROKER_URL to "
+            "another broker"
         ) from exc
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
+import posixpath
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 EMPTY = "empty: the file holds no bytes"
 MISSING = "missing: there is no such file"
 CHANGED = "changed: the file is not the one that was ingested"
+OUTSIDE = "outside: the path leads out of the data set's folder; it has been changed since it was ingested"
 NOT_A_FILE = "not a file: a folder, device or pipe stands there"
 NO_PERMISSION = "no permission: this user may not read the file"
 TEXT = "text: the file holds text, not sound"
@@ -55,6 +57,28 @@ class Decoded:
     channels: int
     n_frames: int
     sha256: str
+
+
+def at(root: str | Path, path: str) -> Path:
+    """Where a clip lies, whose row says `path` below `root`.
+
+    Ingest lets no path in that leads out of the root, and a row that has one now was tampered with. Links are not looked
+    at again: what they lead to is held to the hash of its content.
+
+    Raises
+    ------
+    AudioError
+        The path leads out of the root.
+    """
+    if leads_out(path):
+        raise AudioError(OUTSIDE)
+    return Path(root) / path
+
+
+def leads_out(path: str) -> bool:
+    """Whether a relative path is none, or leads out of the folder that it is relative to; going by its text."""
+    normal = posixpath.normpath(path)
+    return normal in (".", "..") or normal.startswith(("../", "/"))
 
 
 def decode(path: Path, sha256: str | None = None) -> Decoded:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from and_platform.backends.audio import AUDIO_SUFFIXES
+from and_platform.backends.audio import AUDIO_SUFFIXES, leads_out
 from and_platform.errors import InputError, ManifestError
 from and_platform.resources import resource
 
@@ -25,20 +25,27 @@ Row = Mapping[str, Any]
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 LEAVES_ROOT = "outside: the path leads out of the data set's folder; give --root a folder that holds all files"
+LINK_LEAVES_ROOT = "outside: a link leads out of the data set's folder; if that is meant, allow it with --allow-outside"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What to ingest: a `kind` of layout, the folder (or manifest file) it has, and the root of a manifest's paths."""
+    """What to ingest: a `kind` of layout, the folder (or manifest file) it has, and the root of a manifest's paths.
+
+    With `allow_outside`, links may lead out of the root. Otherwise they are as good as a '..': whoever made an archive or
+    a manifest could have files of this machine read that he only guesses at.
+    """
 
     kind: str
     location: Path
     root: Path | None = None
+    allow_outside: bool = False
 
     @classmethod
     def sample(cls) -> Source:
         """The data set that travels with the package."""
-        return cls("sample", resource("sample") / "manifest.csv")
+        # Ours; an installer may have linked its files to a cache.
+        return cls("sample", resource("sample") / "manifest.csv", allow_outside=True)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def _read_folder(source: Source) -> Listing:
     root = _folder(source.location)
     entries: list[Entry] = []
     others: list[str] = []
-    for path in _files(root):
+    for path in _files(source, root, entries):
         if PurePosixPath(path).suffix.lower() in AUDIO_SUFFIXES:
             first, slash, _ = path.partition("/")
             entries.append((path, partial(Item, path, (first,) if slash else ())))
@@ -96,22 +103,34 @@ def _read_folder(source: Source) -> Listing:
     if not entries:
         hint = f"; it has {len(others):,} other files, e.g. {others[0]}: convert those to WAV or FLAC" if others else ""
         raise InputError(f"{root} holds no sound files ({', '.join(sorted(AUDIO_SUFFIXES))}){hint}")
-    return _listing(root, root.name, entries)
+    return _listing(source, root, root.name, entries)
 
 
-def _files(root: Path) -> Iterator[str]:
-    """All files below `root`, relative; hidden ones are left out, linked folders are entered once."""
+def _files(source: Source, root: Path, entries: list[Entry]) -> Iterator[str]:
+    """All files below `root`, relative; hidden ones are left out, linked folders are entered once.
+
+    Linked folders that may not be entered are told to `entries`.
+    """
     entered = {os.path.realpath(root)}
+    contained = _Contained(root)
     for folder, subfolders, names in os.walk(root, followlinks=True):
         kept = []
         for name in sorted(subfolders):
             real = os.path.realpath(Path(folder) / name)
-            if not name.startswith(".") and real not in entered:
+            if name.startswith(".") or real in entered:
+                continue
+            if source.allow_outside or contained(real):
                 entered.add(real)
                 kept.append(name)
+            else:
+                entries.append(((Path(folder) / name).relative_to(root).as_posix(), _refused))
         subfolders[:] = kept
         relative = Path(folder).relative_to(root)
         yield from ((relative / name).as_posix() for name in names if not name.startswith("."))
+
+
+def _refused() -> Item:
+    raise ManifestError(LINK_LEAVES_ROOT)
 
 
 def absolute_path(path: Path) -> Path:
@@ -140,7 +159,7 @@ def _read_manifest(source: Source) -> Listing:
         entries.append((path or where, partial(_manifest_item, root, path, row)))
     if not entries:
         raise ManifestError(f"{file} has no rows")
-    return _listing(root, name, entries)
+    return _listing(source, root, name, entries)
 
 
 def _manifest_item(root: Path, path: str | None, row: Row) -> Item:
@@ -292,7 +311,7 @@ def _read_esc50(source: Source) -> Listing:
         return Item(_relative(root, f"audio/{row['filename']}"), (row["category"],), int(row["fold"]), None, extra)
 
     columns = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
-    return _listing(root, "esc50", _table_entries(table, columns, lambda row: f"audio/{row['filename']}", item))
+    return _listing(source, root, "esc50", _table_entries(table, columns, lambda row: f"audio/{row['filename']}", item))
 
 
 def _read_urbansound8k(source: Source) -> Listing:
@@ -314,7 +333,7 @@ def _read_urbansound8k(source: Source) -> Listing:
         return Item(_relative(root, path(row)), (row["class"],), int(row["fold"]), None, extra)
 
     columns = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
-    return _listing(root, "urbansound8k", _table_entries(table, columns, path, item))
+    return _listing(source, root, "urbansound8k", _table_entries(table, columns, path, item))
 
 
 def _read_gtzan(source: Source) -> Listing:
@@ -327,14 +346,14 @@ def _read_gtzan(source: Source) -> Listing:
         )
     suffixes = AUDIO_SUFFIXES | {".au"}  # the format of the first release
     entries: list[Entry] = []
-    for inner in _files(folder):
+    for inner in _files(source, folder, entries):
         genre, slash, _ = inner.partition("/")
         if slash and PurePosixPath(inner).suffix.lower() in suffixes:
             path = (folder.relative_to(root) / inner).as_posix()
             entries.append((path, partial(Item, path, (genre,))))
     if not entries:
         raise InputError(f"{folder} holds no sounds: expected a folder for each genre with .wav or .au files in it")
-    return _listing(root, "gtzan", entries)
+    return _listing(source, root, "gtzan", entries)
 
 
 def _published(location: Path, name: str, table: str, sounds: str, must_exist: str) -> tuple[Path, Path]:
@@ -387,10 +406,11 @@ READERS: dict[str, Callable[[Source], Listing]] = {
 # ---------------------------------------------------------------------- what all readers share
 
 
-def _listing(root: Path, name: str, entries: Iterable[Entry]) -> Listing:
+def _listing(source: Source, root: Path, name: str, entries: Iterable[Entry]) -> Listing:
     """Build the items; an entry that cannot be one, or that the database could not hold, becomes a problem."""
     items: dict[str, Item] = {}
     problems: list[tuple[str, str]] = []
+    contained = _Contained(root)
     for unit, make in entries:
         shown = unit.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
         try:
@@ -402,6 +422,8 @@ def _listing(root: Path, name: str, entries: Iterable[Entry]) -> Listing:
             problems.append(
                 (shown, "not text: a name or text in it is not valid Unicode; rename the file or mend the row")
             )
+        elif not source.allow_outside and not contained(os.path.realpath(root / item.path)):
+            problems.append((shown, LINK_LEAVES_ROOT))
         elif item.path in items:
             problems.append((f"{item.path} (again)", "listed twice: the first row was used; remove the other"))
         else:
@@ -410,13 +432,24 @@ def _listing(root: Path, name: str, entries: Iterable[Entry]) -> Listing:
 
 
 def _relative(root: Path, path: str) -> str:
-    """A path as listed, relative to the root. Only the text counts: a link inside the root may lead elsewhere."""
+    """A path as listed, relative to the root, going by its text. `_listing` looks where links lead."""
     if Path(path).is_absolute():
         path = os.path.relpath(path, root)
     normal = posixpath.normpath(Path(path).as_posix())
-    if normal in (".", "..") or normal.startswith("../"):
+    if leads_out(normal):
         raise ManifestError(LEAVES_ROOT)
     return normal
+
+
+class _Contained:
+    """Whether a real path lies in the folder that `root` really is."""
+
+    def __init__(self, root: Path) -> None:
+        self._real = os.path.realpath(root)
+        self._below = os.path.join(self._real, "")  # noqa: PTH118 (ends in a separator)
+
+    def __call__(self, real: str) -> bool:
+        return real == self._real or real.startswith(self._below)
 
 
 def _storable(item: Item) -> bool:

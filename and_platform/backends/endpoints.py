@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,9 @@ import httpx
 import tenacity
 
 from and_platform.backends.base import Generation
+from and_platform.config import settings
 from and_platform.errors import BackendError, ConfigError, GenerationError
+from and_platform.logs import MASK, mask
 
 API_KEY_VARIABLE = "ANDP_LLM_API_KEY"
 
@@ -67,7 +69,8 @@ class ChatEndpoint:
     model
         The model's name at the endpoint.
     base_url
-        For instance "http://localhost:8000/v1".
+        For instance "http://localhost:8000/v1", or "http://user@host/v1" with the password in ANDP_LLM_PASSWORD. A
+        password in it is used, too, and kept nowhere: other processes take theirs from ANDP_LLM_PASSWORD.
     name
         The backend's name in the registry, for messages.
     concurrency
@@ -81,11 +84,11 @@ class ChatEndpoint:
     Raises
     ------
     ConfigError
-        If `base_url` is no address.
+        If `base_url` is no address, or names a user whose password is not known.
 
     Notes
     -----
-    A key is taken from the environment variable ANDP_LLM_API_KEY alone, and sent to the endpoints that the user names.
+    A key is taken from ANDP_LLM_API_KEY alone (or the file of secrets), and sent to the endpoints that the user names.
     """
 
     def __init__(
@@ -100,23 +103,35 @@ class ChatEndpoint:
         first_wait_s: float,
     ) -> None:
         try:
-            is_address = httpx.URL(base_url).scheme in ("http", "https") and bool(httpx.URL(base_url).host)
+            url = httpx.URL(base_url)
+            is_address = url.scheme in ("http", "https") and bool(url.host)
         except httpx.InvalidURL:
             is_address = False
         if not is_address:
-            raise ConfigError(f"'{base_url}' is no address of an endpoint; write {name}:MODEL@http://host:port/v1")
+            raise ConfigError(
+                f"'{mask(base_url)}' is no address of an endpoint; write {name}:MODEL@http://host:port/v1"
+            )
+        key, password = _secrets()
+        auth = sent = None
+        if url.username:
+            own = url.password if url.password not in ("", MASK) else password
+            if own is None:
+                raise ConfigError(f"the password of '{url.username}' at {url.host} is not known; set ANDP_LLM_PASSWORD")
+            auth, password = httpx.BasicAuth(url.username, own), own
+            sent = base64.b64encode(f"{url.username}:{own}".encode()).decode()
         self.model = model
-        self.base_url = base_url.rstrip("/")
+        self.base_url = str(url.copy_with(userinfo=b"")).rstrip("/")
+        self._hidden = [secret for secret in (key, password, sent) if secret]
         self.usage = Usage()
         self._concurrency = concurrency
         self._attempts = attempts
         self._first_wait_s = first_wait_s
         self._lock = threading.Lock()
-        key = os.environ.get(API_KEY_VARIABLE)
         self._client = httpx.Client(
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Authorization": f"Bearer {key}"} if key and auth is None else {},
+            auth=auth,
         )
 
     def ask_all(self, items: Sequence[Item], body: Callable[[Item], dict[str, Any]]) -> list[Generation | Exception]:
@@ -189,7 +204,12 @@ class ChatEndpoint:
         except httpx.HTTPError as exc:
             raise _TransientError(f"the connection to {self.base_url} broke ({type(exc).__name__})") from exc
         self._check_status(response)
-        generation = _read(response)
+        try:
+            generation = _read(response)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
+            raise _TransientError(
+                f"the endpoint answered something that is no completion: {self._told(response)[:200]!r}"
+            ) from exc
         self._count(prompt_tokens=generation.prompt_tokens, completion_tokens=generation.completion_tokens)
         if not generation.text.strip():
             raise GenerationError(f"the model gave an empty answer ({generation.finish_reason})")
@@ -199,7 +219,7 @@ class ChatEndpoint:
         status = response.status_code
         if status == 200:
             return
-        said = " ".join(response.text[:300].split())
+        said = " ".join(self._told(response)[:300].split())
         if status in _TRANSIENT_STATUS or status >= 500:
             raise _TransientError(f"{self.base_url} answered {status}: {said}", _retry_after(response))
         if status in {401, 403}:
@@ -208,28 +228,36 @@ class ChatEndpoint:
             raise EndpointError(f"{self.base_url} does not serve the model '{self.model}' ({status}: {said})")
         raise GenerationError(f"{self.base_url} refused the request ({status}: {said})")
 
+    def _told(self, response: httpx.Response) -> str:
+        """What a response says; an endpoint may repeat the key that it refuses."""
+        text = response.text
+        for secret in self._hidden:
+            text = text.replace(secret, MASK)
+        return mask(text)
+
     def _count(self, **numbers: int) -> None:
         with self._lock:
             for name, number in numbers.items():
                 setattr(self.usage, name, getattr(self.usage, name) + number)
 
 
+def _secrets() -> tuple[str | None, str | None]:
+    """Key and password of endpoints, as far as they are set."""
+    key, password = settings().llm_api_key, settings().llm_password
+    return key.get_secret_value() if key else None, password.get_secret_value() if password else None
+
+
 def _read(response: httpx.Response) -> Generation:
-    try:
-        answer: dict[str, Any] = response.json()
-        choice = answer["choices"][0]
-        text = choice["message"]["content"] or ""
-        usage = answer.get("usage") or {}
-        return Generation(
-            text=str(text),
-            prompt_tokens=int(usage.get("prompt_tokens", 0)),
-            completion_tokens=int(usage.get("completion_tokens", 0)),
-            finish_reason=str(choice.get("finish_reason") or "stop"),
-        )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
-        raise _TransientError(
-            f"the endpoint answered something that is no completion: {response.text[:200]!r}"
-        ) from exc
+    answer: dict[str, Any] = response.json()
+    choice = answer["choices"][0]
+    text = choice["message"]["content"] or ""
+    usage = answer.get("usage") or {}
+    return Generation(
+        text=str(text),
+        prompt_tokens=int(usage.get("prompt_tokens", 0)),
+        completion_tokens=int(usage.get("completion_tokens", 0)),
+        finish_reason=str(choice.get("finish_reason") or "stop"),
+    )
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -11,6 +11,7 @@ and keyword options.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -18,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from and_platform.errors import ConfigError, MissingExtraError
+from and_platform.logs import mask
 
 ENTRY_POINTS = "and_platform.backends"
 
@@ -54,6 +56,11 @@ def _late(module: str, attribute: str) -> Callable[[], Callable[..., Any]]:
     return entry.load
 
 
+_MODEL_AT_URL = re.compile(
+    r"(?P<model>.+?)@(?P<url>[a-z][a-z0-9+.-]*://.*|[^@]*)", re.IGNORECASE
+)  # a URL may hold an @
+
+
 def _at_endpoint(name: str, module: str, attribute: str) -> Callable[[], Callable[..., Any]]:
     """For backends that are made of what MODEL@URL says."""
 
@@ -61,10 +68,10 @@ def _at_endpoint(name: str, module: str, attribute: str) -> Callable[[], Callabl
         factory = _late(module, attribute)()
 
         def make(where: str, **options: Any) -> Any:
-            model, at, url = where.rpartition("@")
-            if not at or not model:
-                raise ConfigError(f"'{name}:{where}' names no endpoint; write {name}:MODEL@http://host:port/v1")
-            return _call(name, factory, model, url, **options)
+            parts = _MODEL_AT_URL.fullmatch(where)
+            if parts is None:
+                raise ConfigError(f"'{name}:{mask(where)}' names no endpoint; write {name}:MODEL@http://host:port/v1")
+            return _call(name, factory, parts["model"], parts["url"], **options)
 
         return make
 
@@ -211,6 +218,11 @@ def available(role: str) -> list[BackendInfo]:
         BackendInfo(name, backend.installed, backend.extra, backend.description)
         for name, backend in sorted(_known(role).items())
     ]
+
+
+def needs(role: str) -> dict[str, str]:
+    """Name -> the optional package that a backend of a role needs; empty where the default install has all of it."""
+    return {name: backend.needs if backend.extra else "" for name, backend in _known(role).items()}
 
 
 def _call(name: str, factory: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

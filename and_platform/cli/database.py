@@ -13,6 +13,8 @@ from and_platform.cli.output import format_options, messages, show_rows
 from and_platform.config import settings
 from and_platform.embedded import EmbeddedServer
 from and_platform.errors import AndpError
+from and_platform.services import roles as role_script
+from and_platform.services import storage
 
 
 @click.group("db")
@@ -113,6 +115,73 @@ def shell(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     if found.password:  # not in the argument list, where every user of the machine could read it
         environment["PGPASSWORD"] = str(found.password)
     os.execve(program, [program, found._replace(password=None).render_as_string(), *arguments], environment)
+
+
+@command.command()
+@click.option("--apply", "run", is_flag=True, help="Run it, as the database's owner with CREATEROLE or as a superuser.")
+@click.pass_context
+def roles(ctx: click.Context, run: bool) -> None:
+    """Print the SQL of the roles andp_owner, andp_worker and andp_reader, or run it with --apply.
+
+    Each has no more rights than it needs. The script may be run again at any time, and tells how users get a role.
+
+    \b
+    Examples:
+      andp db roles --apply
+      andp db roles | psql -U postgres andp
+    """
+    if not run:
+        click.echo(role_script.script(), nl=False)
+        return
+    role_script.apply(db.connect(tell=bars(ctx).note))
+    messages().print(f"roles: {', '.join(role_script.ROLES)}. How users get one: andp db roles", markup=False)
+
+
+@command.command()
+@click.option("--tables", "by_table", is_flag=True, help="By table instead of by recording and subject.")
+@format_options
+@click.pass_context
+def size(ctx: click.Context, by_table: bool, output_format: str) -> None:
+    """Show what takes how much on disk: tables, values out of line (TOAST), indexes, and rows that are dead.
+
+    \b
+    Examples:
+      andp db size
+      andp db size --tables --json
+    """
+    show_rows(storage.sizes(db.connect(tell=bars(ctx).note), by_table=by_table), output_format)
+
+
+@command.command()
+@click.argument("recording", type=int, required=False)
+@format_options
+@click.pass_context
+def vacuum(ctx: click.Context, recording: int | None, output_format: str) -> None:
+    """Give back what nobody needs, of the whole database or of one RECORDING; others go on meanwhile.
+
+    Drops what a killed drop left, deletes landed blocks that are folded and workers not heard of for a week, then
+    vacuums and analyses the tables.
+
+    \b
+    Examples:
+      andp db vacuum
+      andp db vacuum 3
+    """
+    show_rows(storage.vacuum(db.connect(tell=bars(ctx).note), recording, progress=bars(ctx)), output_format)
+
+
+@command.command()
+@format_options
+@click.pass_context
+def index(ctx: click.Context, output_format: str) -> None:
+    """Build the vector indexes (HNSW) that are missing, or that a killed build left; others go on meanwhile.
+
+    A dissection builds them too, if its user owns the tables. Without them a search by meaning gives the same, by a scan.
+    """
+    show_rows(
+        storage.build_indexes(db.connect(tell=bars(ctx).note), progress=bars(ctx)), output_format,
+        empty="no summaries to index yet; run: andp dissect NETWORK",
+    )  # fmt: skip
 
 
 @command.command()

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+import sqlalchemy as sa
 
 from and_platform import db
 from and_platform.cli.main import bars
-from and_platform.cli.output import cell, console, messages, print_json, show_rows
-from and_platform.config import load_toml
+from and_platform.cli.output import cell, console, duration, messages, print_json, show_rows
+from and_platform.config import load_toml, settings
 from and_platform.services import dissect as service
 from and_platform.services import estimates, networks, profiles, provenance, samples
 from and_platform.services.dissect import METHODS, STAGES, DissectReport, Options
+from and_platform.services.distribution import ledger, runs
 from and_platform.services.profiles import Profile
 
 
@@ -117,6 +119,8 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file with a table [dissect]; what the command line says goes before it.",
 )
+@click.option("--distributed", is_flag=True, help="Have workers do it (andp worker), and watch them.")
+@click.option("--detach", is_flag=True, help="With --distributed: do not watch. See: andp runs watch.")
 @click.option("--dry-run", is_flag=True, help="Say what would be computed, and about how long it takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
 @click.pass_context
@@ -127,6 +131,8 @@ def command(
     profile_name: str | None,
     config: Path | None,
     dry_run: bool,
+    distributed: bool,
+    detach: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -143,7 +149,10 @@ def command(
       andp dissect ast --dataset esc50 --llm openai:my-model@http://localhost:8000/v1
       andp dissect ast --config dissect.toml --dry-run
       andp dissect --profile paper --dry-run
+      andp dissect ast --dataset esc50 --distributed --detach
     """
+    if detach and not distributed:
+        raise click.UsageError("--detach goes with --distributed", ctx)
     profile = profiles.load(profile_name) if profile_name else None
     network = network or (profile.network if profile else None)
     if network is None:
@@ -155,6 +164,9 @@ def command(
         _dry_run(engine, network, settled, profile, listener, as_json)
         return
     samples.ensure(engine, network, settled.dataset, listener)
+    if distributed:
+        _distribute(ctx, engine, network, settled, detach, as_json)
+        return
     with provenance.run(
         engine,
         "dissect",
@@ -169,10 +181,38 @@ def command(
         print_report(engine, network, report)
 
 
+def _distribute(
+    ctx: click.Context, engine: sa.Engine, network: str, settled: Options, detach: bool, as_json: bool
+) -> None:
+    """Have workers do it; what they need is in the database, and a path on this machine means the same on theirs."""
+    from and_platform.cli.runs import follow
+    from workers import brokers, tracing
+    from workers.messages import MESSENGER
+
+    brokers.configure(settings())
+    with tracing.span("dissect", network=network):
+        run_id, there = runs.start(engine, network, runs.absolute(settled))
+        ledger.top_up(engine, run_id, MESSENGER, window=settings().queue_window)
+    told = "is at it already" if there else "begins"
+    messages().print(f"run {run_id} {told}; to watch it from anywhere: andp runs watch {run_id}", markup=False)
+    if detach:
+        if as_json:
+            print_json({"run": run_id, "attached": there})
+        return
+    found = follow(ctx, engine, run_id)
+    if as_json:
+        print_json({"run": run_id, "dissection": found["dissection_id"], "counts": found["counts"]})
+        return
+    messages().print(f"run {run_id} is done", markup=False)
+    if found["dissection_id"] is not None:
+        _print_layers(engine, found["dissection_id"])
+        if found["counts"].get("open_failures"):
+            messages().print(f"{found['counts']['open_failures']} units failed; see: andp failures")
+        _print_next(engine, network, found["dissection_id"])
+
+
 def print_report(engine: Any, network: str, report: DissectReport) -> None:
     """What was reused and computed, a table per layer, and where to look next."""
-    from and_platform import queries
-
     out = console()
     out.print(f"\n[bold]dissection {report.dissection_id} of {network}[/bold]")
     for stage in report.stages:
@@ -203,18 +243,31 @@ def print_report(engine: Any, network: str, report: DissectReport) -> None:
                 f"{cut.encoder} reads and were cut",
                 markup=False,
             )
-    with db.reading(engine) as session:
-        rows = queries.layer_table(session, dissection=report.dissection_id)
-    out.print()
-    show_rows(rows, "table")
+    _print_layers(engine, report.dissection_id)
     if report.failed_clips:
         messages().print(
             f"{len(report.failed_clips)} clips could not be read and were left out; see: andp failures --stage record"
         )
     if report.open_failures:
         messages().print(f"{report.open_failures} units failed; see: andp failures. The same command tries them again.")
+    _print_next(engine, network, report.dissection_id)
+
+
+def _print_layers(engine: sa.Engine, dissection: int) -> None:
+    """A row for each layer."""
+    from and_platform import queries
+
+    with db.reading(engine) as session:
+        rows = queries.layer_table(session, dissection=dissection)
+    console().print()
+    show_rows(rows, "table")
+
+
+def _print_next(engine: sa.Engine, network: str, dissection: int) -> None:
+    """What to ask next."""
+    out = console()
     out.print("\nwhere to look next")
-    neuron = _some_neuron(engine, report.dissection_id)
+    neuron = _some_neuron(engine, dissection)
     for line in (
         f'andp neuron {network} "{neuron}"',
         "andp neurons --concept WORD",
@@ -225,8 +278,6 @@ def print_report(engine: Any, network: str, report: DissectReport) -> None:
 
 def _some_neuron(engine: Any, dissection: int) -> str:
     """A neuron with much to show."""
-    import sqlalchemy as sa
-
     with db.reading(engine) as session:
         found = session.scalar(
             sa.text(
@@ -264,7 +315,7 @@ def _dry_run(
     rows = [
         {
             **{key: row[key] for key in ("stage", "does", "to_compute", "of", "unit", "prompts")},
-            "about": None if row["about_seconds"] is None else _duration(row["about_seconds"]), "from": row["basis"],
+            "about": None if row["about_seconds"] is None else duration(row["about_seconds"]), "from": row["basis"],
         }
         for row in found.rows
     ]  # fmt: skip
@@ -272,7 +323,7 @@ def _dry_run(
     out = console()
     unknown = [row["stage"] for row in found.rows if row["about_seconds"] is None and row["to_compute"]]
     out.print(
-        f"\nin all about {_duration(found.about_seconds)}"
+        f"\nin all about {duration(found.about_seconds)}"
         + (f", without {', '.join(unknown)}, of which nothing tells" if unknown else ""),
         markup=False,
     )
@@ -282,10 +333,3 @@ def _dry_run(
         out.print("\nnot here yet", style="bold")
         for need in missing:
             out.print(f"  {need.part:<18}{need.model}\n  {'':<18}{need.get}", markup=False)
-
-
-def _duration(seconds: float) -> str:
-    """A time as a person says it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

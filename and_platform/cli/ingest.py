@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,10 @@ def command() -> None:
 def _options(made: Command) -> Command:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output."),
+        click.option(
+            "--allow-outside", is_flag=True,
+            help="Follow links that lead out of the folder; else what they lead to is left out and recorded as a failure.",
+        ),
         click.option("--prune", is_flag=True, help="Retire clips whose files are gone; else they are only reported."),
         click.option(
             "--processes", type=click.IntRange(min=1),
@@ -144,6 +148,8 @@ def _ingest(ctx: click.Context, source: Source, options: dict[str, Any]) -> None
     engine = db.connect(tell=progress.note)
     as_json = options.pop("as_json")
     arguments = {"location": str(source.location), "root": source.root, **options}
+    if options.pop("allow_outside"):
+        source = replace(source, allow_outside=True)
     with provenance.run(engine, f"ingest {source.kind}", arguments) as run:
         report = run_ingest(engine, source, progress=progress, run=run, **options)
     if as_json:

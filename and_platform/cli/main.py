@@ -11,11 +11,13 @@ from typing import Any
 
 import click
 
+from and_platform import logs
 from and_platform.config import settings
-from and_platform.errors import AndpError, ConfigError
+from and_platform.errors import AndpError
 
 # name -> module; the module's attribute `command` is the click command or group.
 COMMANDS = {
+    "broker": "broker",
     "concepts": "concepts",
     "datasets": "datasets",
     "db": "database",
@@ -39,6 +41,7 @@ COMMANDS = {
     "sql": "sql",
     "study": "study",
     "unlearn": "unlearn",
+    "worker": "worker",
 }
 
 
@@ -75,10 +78,7 @@ def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     The database is an embedded Postgres under ANDP_HOME, or the server in ANDP_DATABASE_URL.
     """
     ctx.obj = {"quiet": quiet}
-    level = "INFO" if verbose else settings().log_level.upper()
-    if level not in logging.getLevelNamesMapping():
-        raise ConfigError(f"ANDP_LOG_LEVEL is '{level}'; give DEBUG, INFO, WARNING or ERROR")
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure("INFO" if verbose else settings().log_level, settings().log_format)
     if not verbose:  # its tries to reach the hub; what came of them is in our own message
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # Libraries' own bars and advice would break ours; their errors still come through.
@@ -95,7 +95,7 @@ def main() -> None:
     try:
         cli.main(prog_name="andp", standalone_mode=False)
     except AndpError as exc:
-        click.echo(f"andp: {exc}", err=True)
+        click.echo(f"andp: {logs.mask(str(exc))}", err=True)
         sys.exit(exc.exit_code)
     except click.exceptions.Abort as exc:
         if isinstance(exc.__cause__, KeyboardInterrupt):

@@ -23,6 +23,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -226,3 +227,66 @@ class Bars:
     def note(self, text: str) -> None:
         if not self._quiet:
             self._console.print(text, markup=False, soft_wrap=not self._console.is_terminal)
+
+
+class Watch:
+    """The steps of a run that others do: a bar for each that has begun; plain lines where stderr is no terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = messages()
+        self._quiet = quiet
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, str] = {}
+        self._bars = Progress(
+            TextColumn("{task.description:<18}", markup=False), BarColumn(24), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}", style="dim"), TextColumn("{task.fields[rate]}", style="dim"),
+            TextColumn("{task.fields[left]}"), TextColumn("{task.fields[trouble]}", style="red"),
+            console=self._console, disable=quiet or not self._console.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> Watch:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def update(self, steps: Sequence[Row]) -> None:
+        """Show how far each step is; `steps` are rows of `run_progress`, with `seconds_left`."""
+        for step in steps:
+            if not step["units"]:
+                continue
+            name, left = str(step["step"]), step["seconds_left"]
+            state = {
+                "completed": step["size_done"] or 0, "total": step["size"], "unit": step["unit"],
+                "rate": f"{step['rate']:,.0f}/s" if step["rate"] else "",
+                "left": "✓" if step["state"] == "done" else "" if left is None else f"{duration(left)} left",
+                "trouble": f"{step['failed']} units failed" if step["failed"] else "",
+            }  # fmt: skip
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, **state)
+            self._bars.update(self._tasks[name], **state)
+            self._say(step)
+
+    def _say(self, step: Row) -> None:
+        """A line where a step begins, and where it ends, for logs."""
+        if self._quiet or self._console.is_terminal:
+            return
+        line = f"{step['step']}: {step['size']:,} {step['unit']} in {step['units']:,} units"
+        if step["state"] == "done":
+            line = f"{step['step']}: done" + (f", {step['failed']} units failed" if step["failed"] else "")
+        if self._told.get(str(step["step"])) not in (line, f"{step['step']}: done"):
+            self._told[str(step["step"])] = line
+            self._console.print(line, markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """One line among the bars."""
+        if not self._quiet:
+            self._bars.console.print(text, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -132,7 +132,7 @@ class ConceptMatch(Base):
          **BY_RECORDING},
     )  # fmt: skip
 
-    recording_id: Mapped[int] = reference("recordings.id", "The recording.", key=True)
+    recording_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The recording.")
     recipe_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The match recipe.")
     neuron_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The neuron.")
     rank: Mapped[int] = mapped_column(

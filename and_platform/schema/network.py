@@ -102,7 +102,7 @@ class ActivationBlock(Base):
         },
     )
 
-    recording_id: Mapped[int] = reference("recordings.id", "The recording.", key=True)
+    recording_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The recording.")
     layer_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The layer.")
     block: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False, comment="Block, from 0.")
     first_clip: Mapped[int] = mapped_column(sa.Integer, comment="Position of its first clip.")
@@ -117,7 +117,7 @@ class Activation(Base):
          **BY_RECORDING},
     )  # fmt: skip
 
-    recording_id: Mapped[int] = reference("recordings.id", "The recording.", key=True)
+    recording_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The recording.")
     neuron_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The neuron.")
     stretch: Mapped[int] = mapped_column(
         sa.Integer, primary_key=True, autoincrement=False, comment="Stretch, from 0: positions 2000 x stretch onwards."
@@ -132,7 +132,7 @@ class ActivationCube(Base):
          **BY_RECORDING},
     )  # fmt: skip
 
-    recording_id: Mapped[int] = reference("recordings.id", "The recording.", key=True)
+    recording_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The recording.")
     neuron_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The neuron.")
     stretch: Mapped[int] = mapped_column(
         sa.Integer, primary_key=True, autoincrement=False, comment="As in activations."
@@ -148,7 +148,7 @@ class Exemplar(Base):
          **BY_RECORDING},
     )  # fmt: skip
 
-    recording_id: Mapped[int] = reference("recordings.id", "The recording.", key=True)
+    recording_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The recording.")
     neuron_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The neuron.")
     side: Mapped[str] = mapped_column(primary_key=True, comment="high or low.")
     positions: Mapped[list[int]] = mapped_column(
@@ -161,7 +161,7 @@ class NeuronStatistics(Base):
     __tablename__ = "neuron_statistics"
     __table_args__ = ({"comment": "Moments of a neuron's activation over the probing set.", **BY_RECORDING},)
 
-    recording_id: Mapped[int] = reference("recordings.id", "The recording.", key=True)
+    recording_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The recording.")
     neuron_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="The neuron.")
     mean: Mapped[float] = mapped_column(sa.REAL, comment="Mean.")
     sd: Mapped[float] = mapped_column(sa.REAL, comment="Standard deviation (population).")

@@ -6,10 +6,13 @@ A block is 250 clips of a layer, the unit of resumption. A stretch is 2,000 clip
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import psycopg
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
@@ -23,11 +26,14 @@ from and_platform.core.exemplars import (
     StatisticsAccumulator,
 )
 from and_platform.core.similarity import cos_cubed
-from and_platform.errors import IncompleteError
+from and_platform.errors import IncompleteError, NotFoundError
 from and_platform.schema import ActivationBlock, Layer, Neuron, RecordedLayer, Recording
+from and_platform.services import locks
+from and_platform.services.online import online, owner_if_other, vacuum
 
 BLOCK = 250
 STRETCH = 2000
+_TILE_CELLS = 1 << 24
 
 PARTITIONED = (
     "activation_blocks",
@@ -66,22 +72,137 @@ def block_bounds(block: int, n_clips: int) -> tuple[int, int]:
 
 
 def make_partitions(session: Session, recording_id: int) -> None:
-    """The partitions of a recording. Made aside and attached: the parents stay open to readers and writers."""
-    for table in PARTITIONED:
-        name = f"{db.RUNTIME_PREFIX}{table}_{recording_id}"
-        session.execute(sa.text(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)"))
-        session.execute(sa.text(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES IN ({recording_id})"))
+    """The partitions of a recording, made by the schema's owner whoever asks."""
+    session.execute(sa.text("SELECT andp_make_partitions(:id)"), {"id": recording_id})
 
 
-def drop_partitions(session: Session, recording_id: int) -> None:
-    """Take the rows of a recording away at once."""
-    for table in PARTITIONED:
-        session.execute(sa.text(f"DROP TABLE IF EXISTS {db.RUNTIME_PREFIX}{table}_{recording_id}"))
+def analyse_partitions(session: Session, recording_id: int) -> None:
+    """The planner knows nothing of fresh partitions; autovacuum would come too late for the next stage."""
+    session.execute(sa.text("SELECT andp_analyse_partitions(:id)"), {"id": recording_id})
+
+
+def drop_partitions(
+    engine: sa.Engine,
+    recording_id: int,
+    *,
+    waiting: Callable[[str], None] = lambda _who: None,
+    patience: float = math.inf,
+) -> int:
+    """Take away the partitions of a recording whose row is gone already, and keep nobody else waiting.
+
+    Each is detached first, which waits for the transactions that are at work on any recording and lets new ones begin;
+    then it is a table of its own, and its end concerns nobody. Killed half-way, the next call finishes it.
+
+    Parameters
+    ----------
+    waiting
+        Told whom it waits for, once for each of them.
+    patience
+        Seconds to wait for each transaction that is in the way; after that the rest stays for `andp db vacuum`.
+
+    Returns
+    -------
+    int
+        Bytes on disk that were freed.
+    """
+    freed = 0
+    # One at a time: a parent has at most one partition that is on its way out.
+    with locks.held(engine, "drop partitions"), online(engine, lock_timeout=_LOCK_PATIENCE) as connection:
+        for table in PARTITIONED:
+            _finish_detaching(connection, table, waiting, patience)
+            name = f"{db.RUNTIME_PREFIX}{table}_{recording_id}"
+            if connection.scalar(
+                sa.text("SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass(:name))"), {"name": name}
+            ):
+                try:
+                    connection.exec_driver_sql(f"ALTER TABLE {table} DETACH PARTITION {name} CONCURRENTLY")
+                except sa.exc.OperationalError as exc:
+                    if not isinstance(exc.orig, psycopg.errors.LockNotAvailable):
+                        raise
+                    _finish_detaching(connection, table, waiting, patience)
+            size = connection.scalar(sa.text("SELECT pg_total_relation_size(to_regclass(:name))"), {"name": name})
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
+            freed += size or 0
+    return freed
+
+
+def leftover(session: Session) -> list[int]:
+    """Recordings that are gone, but for partitions that a killed drop, or a worker who is not their owner, left."""
+    return list(
+        session.scalars(
+            sa.text(
+                "SELECT DISTINCT x.id FROM pg_class c"
+                " CROSS JOIN LATERAL (SELECT substring(c.relname FROM '[0-9]+$')::bigint) AS x (id)"
+                " WHERE c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(:parent))"
+                " AND c.relkind = 'r' AND c.relname ~ :pattern"
+                " AND NOT EXISTS (SELECT FROM recordings r WHERE r.id = x.id) ORDER BY x.id"
+            ),
+            {"parent": PARTITIONED[0], "pattern": f"^{db.RUNTIME_PREFIX}({'|'.join(PARTITIONED)})_[0-9]+$"},
+        )
+    )
+
+
+def _finish_detaching(connection: sa.Connection, table: str, waiting: Callable[[str], None], patience: float) -> None:
+    """End the detaching that was begun and killed, or that gave way to a long transaction."""
+    told: set[int] = set()
+    began = time.monotonic()
+    while pending := connection.scalar(
+        sa.text(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = to_regclass(:table) AND inhdetachpending"
+        ),
+        {"table": table},
+    ):
+        try:
+            connection.exec_driver_sql(f"ALTER TABLE {table} DETACH PARTITION {pending} FINALIZE")
+        except sa.exc.OperationalError as exc:
+            if not isinstance(exc.orig, psycopg.errors.LockNotAvailable) or time.monotonic() - began > patience:
+                raise
+            for pid, who in connection.execute(_AT_WORK_ON, {"table": table}):
+                if pid not in told:
+                    waiting(who)
+                    told.add(pid)
+
+
+_LOCK_PATIENCE = 2.0
+"""Seconds after which one looks who is in the way."""
+
+_AT_WORK_ON = sa.text(
+    "SELECT a.pid, format('process %s (%s), at work since %s', a.pid, coalesce(nullif(a.application_name, ''), '?'),"
+    " to_char(a.xact_start, 'HH24:MI:SS')) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid"
+    " WHERE l.relation = to_regclass(:table) AND a.pid <> pg_backend_pid() AND a.xact_start IS NOT NULL"
+    " GROUP BY a.pid, a.application_name, a.xact_start ORDER BY a.xact_start LIMIT 1"
+)
+
+
+def tidy_landing(engine: sa.Engine, recording_id: int) -> None:
+    """Make room in the landing place of what has been folded, so that it stays as large as a stretch.
+
+    Autovacuum does it too, but looks once a minute, and 2 GB may land meanwhile. It is left to it where the user is not the
+    owner, and passed over where someone is at it.
+    """
+    with db.reading(engine) as session:
+        if owner_if_other(session, "activation_blocks"):
+            return
+    with online(engine) as connection:
+        vacuum(connection, f"{db.RUNTIME_PREFIX}activation_blocks_{recording_id}", "SKIP_LOCKED")
 
 
 def lock_recording(session: Session, recording_id: int) -> None:
-    """Landing and folding of one recording happen one after the other, whoever does them."""
+    """Wait until nobody lands, folds or completes anything of a recording, and let nobody begin."""
     session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('recording'), :id)"), {"id": recording_id})
+
+
+def _join(session: Session, recording_id: int, part: str) -> None:
+    """Take part in a recording: beside everyone who is at another part of it, after whoever is at the same one."""
+    session.execute(
+        sa.text(
+            "SELECT pg_advisory_xact_lock_shared(hashtext('recording'), :id),"
+            " pg_advisory_xact_lock(hashtextextended(:part, :id))"
+        ),
+        {"id": recording_id, "part": part},
+    )
+    if session.scalar(sa.select(Recording.id).where(Recording.id == recording_id)) is None:
+        raise NotFoundError(f"recording {recording_id} was dropped meanwhile; run the same command again")
 
 
 # ---------------------------------------------------------------------- landing and folding
@@ -95,7 +216,9 @@ def land(session: Session, recording_id: int, block: int, n_clips: int, values: 
     values
         Layer id -> float16 [clips of the block, units].
     """
-    lock_recording(session, recording_id)
+    # A block that has landed already is there, or is folded: folding takes it away and puts it in place in one moment,
+    # and `missing_layers` looks in this order.
+    _join(session, recording_id, f"block {block}")
     first, n = block_bounds(block, n_clips)
     wanted = set(values) & missing_layers(session, recording_id, block, list(values))
     db.copy_rows(
@@ -149,24 +272,29 @@ def fold(session: Session, recording_id: int, layer: Layer, stretch: Stretch) ->
     bool
         True if it was folded now.
     """
-    lock_recording(session, recording_id)
+    _join(session, recording_id, f"layer {layer.id}")
     if folded_layers(session, recording_id, stretch.index, [layer.id]):
         return False
-    blocks = session.execute(
-        sa.select(ActivationBlock.block, ActivationBlock.data)
-        .where(
-            ActivationBlock.recording_id == recording_id,
-            ActivationBlock.layer_id == layer.id,
-            ActivationBlock.block.in_(stretch.blocks),
-        )
-        .order_by(ActivationBlock.block)
-    ).all()
-    if len(blocks) < len(stretch.blocks):
+    of_stretch = (
+        ActivationBlock.recording_id == recording_id,
+        ActivationBlock.layer_id == layer.id,
+        ActivationBlock.block.in_(stretch.blocks),
+    )
+    landed = session.scalars(sa.select(ActivationBlock.block).where(*of_stretch).order_by(ActivationBlock.block)).all()
+    if len(landed) < len(stretch.blocks):
         return False
-    values = np.concatenate([np.frombuffer(row.data, "<f2").reshape(-1, layer.n_units) for row in blocks])
-    if len(values) != stretch.n_clips:
+    values = np.empty((stretch.n_clips, layer.n_units), "<f2")
+    filled = 0
+    for block in landed:  # one at a time: a block of a wide layer takes tens of MB, and twice that on the wire
+        data = session.scalars(
+            sa.select(ActivationBlock.data).where(*of_stretch[:2], ActivationBlock.block == block)
+        ).one()
+        part = np.frombuffer(data, "<f2").reshape(-1, layer.n_units)
+        values[filled : filled + len(part)] = part[: stretch.n_clips - filled]
+        filled += len(part)
+    if filled != stretch.n_clips:
         raise IncompleteError(
-            f"the blocks of layer {layer.name} hold {len(values)} clips, not {stretch.n_clips}; record it again"
+            f"the blocks of layer {layer.name} hold {filled} clips, not {stretch.n_clips}; record it again"
         )
     db.copy_columns(
         session,
@@ -178,40 +306,36 @@ def fold(session: Session, recording_id: int, layer: Layer, stretch: Stretch) ->
             "values": ("halfvec", values.T),
         },
     )
-    session.execute(
-        sa.delete(ActivationBlock).where(
-            ActivationBlock.recording_id == recording_id,
-            ActivationBlock.layer_id == layer.id,
-            ActivationBlock.block.in_(stretch.blocks),
-        )
-    )
+    session.execute(sa.delete(ActivationBlock).where(*of_stretch))
     return True
 
 
 def complete_layer(
     session: Session, recording_id: int, layer: Layer, pooling: str, n_clips: int, *, cubes: bool
 ) -> bool:
-    """Exemplars, statistics and cubes of a layer whose stretches are all folded, in one pass over them.
+    """Exemplars, statistics and cubes of a layer whose stretches are all folded.
 
     Returns
     -------
     bool
         True if it was completed now; False if a stretch is missing or it was complete already.
     """
-    lock_recording(session, recording_id)
+    _join(session, recording_id, f"layer {layer.id}")
     if session.get(RecordedLayer, (recording_id, layer.id)) is not None:
         return False
     parts = stretches(n_clips)
     if any(not folded_layers(session, recording_id, part.index, [layer.id]) for part in parts):
         return False
-    exemplars, statistics = ExemplarAccumulator(layer.n_units, EXEMPLARS_KEPT), StatisticsAccumulator(layer.n_units)
-    for part in parts:
-        values = _read(session, recording_id, layer, part.index)
-        exemplars.update(values.T, part.first)
-        statistics.update(values.T)
     ids = np.asarray(neuron_ids(session, layer.id))
-    _write_exemplars(session, recording_id, ids, exemplars.result())
-    _write_statistics(session, recording_id, ids, statistics.result())
+    for units in _tiles(layer.n_units, min(n_clips, STRETCH)):
+        n_units = units.stop - units.start
+        exemplars, statistics = ExemplarAccumulator(n_units, EXEMPLARS_KEPT), StatisticsAccumulator(n_units)
+        for part in parts:
+            values = _read(session, recording_id, layer, part.index, units)
+            exemplars.update(values.T, part.first)
+            statistics.update(values.T)
+        _write_exemplars(session, recording_id, ids[units], exemplars.result())
+        _write_statistics(session, recording_id, ids[units], statistics.result())
     if cubes:
         _write_cubes(session, recording_id, layer, ids, parts)
     session.add(RecordedLayer(recording_id=recording_id, layer_id=layer.id, pooling=pooling))
@@ -252,11 +376,15 @@ def _write_cubes(
     for part in parts:
         mean += _read(session, recording_id, layer, part.index).sum(axis=1, dtype=np.float64) / n
     for part in parts:
-        centred = _read(session, recording_id, layer, part.index) - mean[:, None]
-        norm += np.square(centred**3).sum(axis=1)
+        values = _read(session, recording_id, layer, part.index)
+        for rows in _tiles(layer.n_units, part.n_clips):
+            norm[rows] += np.square((values[rows] - mean[rows, None]) ** 3).sum(axis=1)
     norm = np.maximum(np.sqrt(norm), cos_cubed.min_norm)
     for part in parts:
-        cubed = (_read(session, recording_id, layer, part.index) - mean[:, None]) ** 3 / norm[:, None]
+        values = _read(session, recording_id, layer, part.index)
+        cubed = np.empty(values.shape, np.float32)
+        for rows in _tiles(layer.n_units, part.n_clips):
+            cubed[rows] = (values[rows] - mean[rows, None]) ** 3 / norm[rows, None]
         db.copy_columns(
             session,
             "activation_cubes",
@@ -264,9 +392,15 @@ def _write_cubes(
                 "recording_id": ("int8", recording_id),
                 "neuron_id": ("int8", ids),
                 "stretch": ("int4", part.index),
-                "values": ("vector", cubed.astype(np.float32)),
+                "values": ("vector", cubed),
             },
         )
+
+
+def _tiles(n_units: int, n_clips: int) -> Iterator[slice]:
+    """Units in slices of `_TILE_CELLS` cells: what is made of them, in float64 or at once in memory, stays small."""
+    step = max(1, _TILE_CELLS // n_clips)
+    return (slice(start, min(start + step, n_units)) for start in range(0, n_units, step))
 
 
 # ---------------------------------------------------------------------- reading
@@ -292,8 +426,10 @@ def read_layer(session: Session, recording_id: int, layer: Layer, n_clips: int) 
     """
     if session.get(RecordedLayer, (recording_id, layer.id)) is None:
         raise IncompleteError(f"layer {layer.name} is not recorded yet; run: andp dissect")
-    parts = [_read(session, recording_id, layer, part.index) for part in stretches(n_clips)]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    values = np.empty((layer.n_units, n_clips), np.float16)
+    for part in stretches(n_clips):
+        values[:, part.first : part.first + part.n_clips] = _read(session, recording_id, layer, part.index)
+    return values
 
 
 def read_layers(session: Session, recording_id: int, layers: list[Layer], n_clips: int) -> Iterator[tuple[Layer, Half]]:
@@ -302,19 +438,31 @@ def read_layers(session: Session, recording_id: int, layers: list[Layer], n_clip
         yield layer, read_layer(session, recording_id, layer, n_clips)
 
 
-def _read(session: Session, recording_id: int, layer: Layer, stretch: int) -> Half:
-    """One stretch of a layer, float16 [units, clips], by binary COPY: the vectors' bytes as they come."""
+def read_tiles(session: Session, recording_id: int, layer: Layer, n_clips: int) -> Iterator[Half]:
+    """As `read_layer`, some units at a time with all their clips: float16 [some units, clips]; a tile is about 32 MB."""
+    if session.get(RecordedLayer, (recording_id, layer.id)) is None:
+        raise IncompleteError(f"layer {layer.name} is not recorded yet; run: andp dissect")
+    for units in _tiles(layer.n_units, n_clips):
+        tile = np.empty((units.stop - units.start, n_clips), np.float16)
+        for part in stretches(n_clips):
+            tile[:, part.first : part.first + part.n_clips] = _read(session, recording_id, layer, part.index, units)
+        yield tile
+
+
+def _read(session: Session, recording_id: int, layer: Layer, stretch: int, units: slice | None = None) -> Half:
+    """One stretch of a layer, or of some units, float16 [units, clips], by binary COPY: the vectors' bytes as they come."""
+    units = units or slice(0, layer.n_units)
     values = db.read_vectors(
         session,
         # One look-up a neuron, whatever the planner believes of a partition that has just been filled: it would scan
         # the whole of it for every layer.
         "SELECT x.values FROM neurons n CROSS JOIN LATERAL (SELECT a.values FROM activations a"
         " WHERE a.recording_id = %s AND a.neuron_id = n.id AND a.stretch = %s LIMIT 1) x"
-        " WHERE n.layer_id = %s ORDER BY n.unit",
-        (recording_id, stretch, layer.id),
+        " WHERE n.layer_id = %s AND n.unit >= %s AND n.unit < %s ORDER BY n.unit",
+        (recording_id, stretch, layer.id, units.start, units.stop),
         half=True,
     )
-    if len(values) != layer.n_units:
+    if len(values) != units.stop - units.start:
         raise IncompleteError(f"layer {layer.name} has not one vector per neuron; record it again")
     return values
 

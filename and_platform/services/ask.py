@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -191,6 +192,10 @@ def sql(
     Several statements, with ';' between them, are for `write` alone; the rows are then those of the last one. A statement
     without rows gives how many it affected, or what it did.
 
+    Read-only is what the server guarantees for tables. A superuser could still leave the database (files, programs) by
+    functions and COPY; where the roles of `andp db roles` are there, his queries run as `andp_reader`. Against ill will,
+    connect as a member of `andp_reader`.
+
     Parameters
     ----------
     timeout
@@ -211,14 +216,24 @@ def sql(
         try:
             connection.read_only = not write
             with connection.cursor() as cursor:
-                cursor.execute("SELECT set_config('statement_timeout', %s, true)", (str(int(timeout * 1000)),))
-                # The server prepares one statement at a time: none can end the read-only transaction and go on after it.
-                cursor.execute(query, prepare=not write)
-                while cursor.nextset():
-                    pass
-                found = _rows_of(cursor, limit)
-            connection.commit()
-            return found
+                cursor.execute(
+                    "SELECT set_config('statement_timeout', %s, true), set_config('TimeZone', 'UTC', true)",
+                    (str(int(timeout * 1000)),),
+                )
+                if write:
+                    cursor.execute(query, prepare=False)
+                    while cursor.nextset():
+                        pass
+                    found = _rows_of(cursor, limit)
+                    connection.commit()
+                    return found
+                if cursor.execute(_TOO_MUCH).fetchone() == (True,):
+                    cursor.execute("SET LOCAL ROLE andp_reader")
+            # A pipeline takes one statement at a time: none can end the read-only transaction and go on after it.
+            with connection.cursor() as cursor:
+                with connection.pipeline():
+                    cursor.execute(query, prepare=False)
+                return _rows_of(cursor, limit)
         except psycopg.errors.ReadOnlySqlTransaction as exc:
             raise QueryError("that query writes; say so with --write (in Python: write=True)") from exc
         except psycopg.errors.QueryCanceled as exc:
@@ -226,12 +241,28 @@ def sql(
         except psycopg.errors.ActiveSqlTransaction as exc:
             raise QueryError(f"{exc.diag.message_primary}; use psql for it: andp db shell -c '…'") from exc
         except (psycopg.errors.OperationalError, psycopg.InterfaceError) as exc:
+            if "in COPY" in str(exc):
+                raise QueryError(_refusal(exc)) from exc
             raise DatabaseError(f"the connection broke: {exc}") from exc
         except psycopg.Error as exc:
             raise QueryError(_refusal(exc)) from exc
         finally:
-            # Closed and not pooled: read-only is a mode of the connection, and a query may leave it in any state.
+            # Closed and not pooled: read-only is a mode of the connection, and a query may leave it in any state. Behind
+            # a pooler the server's session goes on: one message, so that it is this session that keeps nothing.
+            with contextlib.suppress(psycopg.Error):  # lost with all it held
+                connection.execute("ROLLBACK; SELECT pg_advisory_unlock_all(); DEALLOCATE ALL", prepare=False)
             pooled.invalidate()
+
+
+# Whether this user could do more in a read-only transaction than read our tables, and might as well be `andp_reader`.
+_TOO_MUCH = """
+SELECT (u.rolsuper OR pg_has_role(u.oid, 'pg_execute_server_program', 'MEMBER')
+        OR pg_has_role(u.oid, 'pg_write_server_files', 'MEMBER') OR pg_has_role(u.oid, 'pg_read_server_files', 'MEMBER')
+        OR pg_has_role(u.oid, 'pg_signal_backend', 'MEMBER'))
+       AND pg_has_role(u.oid, r.oid, 'MEMBER') AND has_table_privilege(r.oid, to_regclass('networks'), 'SELECT')
+FROM pg_roles u, pg_roles r
+WHERE u.rolname = current_user AND r.rolname = 'andp_reader'
+"""
 
 
 def _rows_of(cursor: psycopg.Cursor[Any], limit: int | None) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -250,7 +281,7 @@ def _refusal(exc: psycopg.Error) -> str:
     told = exc.diag.message_primary or str(exc)
     if "multiple commands" in told:
         return "that is more than one statement; give one at a time (several only with --write)"
-    if told.startswith("COPY cannot be used"):
+    if "COPY" in told and exc.sqlstate is None:
         return "COPY to or from the client does not work here; use --csv, or psql: andp db shell -c '…'"
     return f"{told} ({exc.diag.message_hint})" if exc.diag.message_hint else told
 

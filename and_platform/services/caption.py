@@ -6,14 +6,14 @@ import csv
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
 from and_platform import db
@@ -156,8 +156,9 @@ class _Model:
     into memory shows at once. While the model works on a batch, the next ones are decoded.
     """
 
-    def __init__(self, captioner: Captioner) -> None:
+    def __init__(self, captioner: Captioner, *, keep: bool = False) -> None:
         self._captioner = captioner
+        self._keep = keep
         self.recipe = captioner.recipe
 
     def has(self, row: _Row) -> bool:
@@ -171,7 +172,7 @@ class _Model:
                 said = self._caption([clip for _, clip in clips])
                 yield failed + list(zip((row for row, _ in clips), said, strict=True))
         finally:
-            if isinstance(self._captioner, Releasable):  # the language model needs the memory next
+            if isinstance(self._captioner, Releasable) and not self._keep:  # the language model needs the memory next
                 self._captioner.release()
 
     def _caption(self, clips: Sequence[DecodedClip]) -> Sequence[str | Exception]:
@@ -198,7 +199,7 @@ class _Model:
 
     def _decode(self, row: _Row) -> DecodedClip | AudioError:
         try:
-            waveform, rate = audio.load(Path(row.root) / row.path, self._captioner.rate, row.sha256)
+            waveform, rate = audio.load(audio.at(row.root, row.path), self._captioner.rate, row.sha256)
         except AudioError as exc:
             return exc
         return DecodedClip(row.path, waveform, rate, row.source_caption, row.labels)
@@ -215,7 +216,18 @@ def _told_sha256(rows: Sequence[_Row]) -> str:
     return provenance.sha256_of([[row.path, row.source_caption] for row in rows])
 
 
-def maker(engine: sa.Engine, probing: ProbingSet, spec: str, options: Mapping[str, Any] | None = None) -> CaptionMaker:
+def needs_model(spec: str) -> bool:
+    """Whether a captioner is a model of the registry, and not one of ours that reads the database."""
+    return spec.partition(":")[0] not in ("auto", "source", "describer", "joined", "file")
+
+
+def maker(
+    engine: sa.Engine,
+    probing: ProbingSet,
+    spec: str,
+    options: Mapping[str, Any] | None = None,
+    model: Captioner | None = None,
+) -> CaptionMaker:
     """What makes the captions of a probing set.
 
     Parameters
@@ -225,6 +237,8 @@ def maker(engine: sa.Engine, probing: ProbingSet, spec: str, options: Mapping[st
         `joined` where the data set brings captions, else `describer`.
     options
         Keywords of a captioner of the registry: `prompt`, `max_tokens` …
+    model
+        A captioner of the registry that was made before; it stays loaded.
     """
     rows: list[_Row] = []
     if spec in ("auto", "source", "describer", "joined"):
@@ -242,7 +256,7 @@ def maker(engine: sa.Engine, probing: ProbingSet, spec: str, options: Mapping[st
             described = _Describer(probing, describer.fit(acoustics.feature_table(features)))
             return described if spec == "describer" else _Joined(described, rows)
         case _:
-            return _Model(registry.create("captioner", spec, **(options or {})))
+            return _Model(model or registry.create("captioner", spec, **(options or {})), keep=model is not None)
 
 
 def only_describes(engine: sa.Engine, dataset: str, spec: str) -> bool:
@@ -262,6 +276,11 @@ def plan(captions: CaptionMaker) -> RecipePlan:
 
 def waiting(engine: sa.Engine, probing: ProbingSet, captions: CaptionMaker) -> int:
     """How many clips of a probing set have a caption coming: neither written nor failed."""
+    return len(uncaptioned(engine, probing, captions, tried=False))
+
+
+def uncaptioned(engine: sa.Engine, probing: ProbingSet, captions: CaptionMaker, *, tried: bool = True) -> list[int]:
+    """Ids of the clips that have a caption coming, the longest first; with `tried`, those too that failed before."""
     with db.reading(engine) as session:
         recipe_id = provenance.find_recipe(session, plan(captions))
         failed = set(
@@ -272,7 +291,14 @@ def waiting(engine: sa.Engine, probing: ProbingSet, captions: CaptionMaker) -> i
             )
         )
         rows = _rows(session, probing.id, without=recipe_id or 0)
-    return sum(row.clip_id not in failed and captions.has(row) for row in rows)
+    found = [row for row in rows if (tried or row.clip_id not in failed) and captions.has(row)]
+    return [row.clip_id for row in sorted(found, key=lambda row: (-row.duration_s, row.path))]
+
+
+def without_caption(session: Session, probing: ProbingSet, recipe_id: int) -> list[int]:
+    """Ids of the clips of a probing set that have no caption of a recipe, the longest first."""
+    rows = sorted(_rows(session, probing.id, without=recipe_id), key=lambda row: (-row.duration_s, row.path))
+    return [row.clip_id for row in rows]
 
 
 def caption(
@@ -282,11 +308,21 @@ def caption(
     *,
     progress: Progress = SILENT,
     run_id: int | None = None,
+    clips: Sequence[int] | None = None,
+    mark: Callable[[str | None], None] | None = None,
 ) -> int:
     """Caption the clips of a probing set that have no caption of this recipe; returns how many were written.
 
     Each batch is kept as soon as it is made, so that a run that is killed loses one batch at most. A clip that gets no
     caption is a failure, which the next call tries again.
+
+    Parameters
+    ----------
+    clips
+        Ids of the only clips to caption; default: all.
+    mark
+        Called with each clip's path before it is captioned, one at a time, and with None afterwards: a clip that kills the
+        process is known then.
 
     Raises
     ------
@@ -295,12 +331,12 @@ def caption(
     """
     with db.transaction(engine) as session:
         recipe_id = provenance.recipe_id(session, plan(captions))
-        rows = [row for row in _rows(session, probing.id, without=recipe_id) if captions.has(row)]
+        rows = [row for row in _rows(session, probing.id, without=recipe_id, clips=clips) if captions.has(row)]
     if not rows:
         return 0
     written = 0
     with progress.stage("caption", len(rows), "clips") as advance:
-        for batch in captions.make(rows):
+        for batch in captions.make(rows) if mark is None else _watched(captions, rows, mark):
             fault = next((said for _, said in batch if _concerns_all(said)), None)
             made = [(row, said) for row, said in batch if not _concerns_all(said)]
             with db.transaction(engine) as session:
@@ -309,6 +345,14 @@ def caption(
             if isinstance(fault, BackendError):
                 raise fault
     return written
+
+
+def _watched(captions: CaptionMaker, rows: Sequence[_Row], mark: Callable[[str | None], None]) -> Iterator[_Made]:
+    """Captions, one clip at a time, each announced."""
+    for row in rows:
+        mark(row.path)
+        yield from captions.make([row])
+    mark(None)
 
 
 def _concerns_all(said: str | Exception) -> bool:
@@ -360,7 +404,9 @@ def _write(session: Session, recipe_id: int, made: Sequence[tuple[_Row, str | Ex
     return len(new)
 
 
-def _rows(session: Session, probing_set_id: int, *, without: int | None = None) -> list[_Row]:
+def _rows(
+    session: Session, probing_set_id: int, *, without: int | None = None, clips: Sequence[int] | None = None
+) -> list[_Row]:
     query = (
         sa.select(
             Clip.id,
@@ -380,6 +426,8 @@ def _rows(session: Session, probing_set_id: int, *, without: int | None = None) 
     if without is not None:
         there = sa.select(Caption.id).where(Caption.clip_id == Clip.id, Caption.recipe_id == without)
         query = query.where(~there.exists())
+    if clips is not None:
+        query = query.where(Clip.id == sa.any_(sa.cast(list(clips), ARRAY(sa.BigInteger))))
     return [
         _Row(clip, path, root, tuple(labels), source, features, duration_s, sha256)
         for clip, path, root, labels, source, features, duration_s, sha256 in session.execute(query)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from and_platform import db
+from and_platform import db, logs
 from and_platform.backends import registry
 from and_platform.backends.base import LLM, Tagger, TextAudioEncoder, TextEncoder
 from and_platform.backends.networks.base import LoadedNetwork
@@ -176,18 +176,19 @@ def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
 def doers(network: str, options: Options) -> dict[str, str]:
     """Stage -> the network or model that does it: what its time depends on."""
     scorers = {"db": options.text_encoder, "tab": options.audio_encoder}
+    llm = logs.mask(str(options.llm))
     summariser = options.summariser or ("llm" if options.llm else "extractive")
     judge = options.judge or ("llm" if options.llm else "anchor")
     return {
         "record": network,
-        "caption": options.captioner,
+        "caption": logs.mask(options.captioner),
         "match": ", ".join(
             f"{method} by {scorers[method]}" for method in options.chosen_methods() if method in scorers
         ),
-        "summarise": str(options.llm) if summariser == "llm" else summariser,
+        "summarise": llm if summariser == "llm" else summariser,
         "calibrate": options.sentence_encoder,
-        "icl": str(options.llm),
-        "extract": f"{options.tagger}, adjectives judged by {options.llm if judge == 'llm' else judge}",
+        "icl": llm,
+        "extract": f"{options.tagger}, adjectives judged by {llm if judge == 'llm' else judge}",
         "embed": options.sentence_encoder,
     }
 
@@ -363,8 +364,7 @@ def make_plan(
         for method, score in scores.items()
     }
     summaries = tools.summariser().plan(recorded, captions, options.top_k)
-    rules = _rules(options, tools)
-    calibrated = calibrate.plan(summaries, tools.sentence_encoder, rules)
+    calibrated = calibrate.plan(summaries, tools.sentence_encoder, rules(options, tools))
     picked = icl.plan(calibrated, tools.llm, tools.sentence_encoder, concept_set) if "icl" in methods else None
     if picked:
         speaks["icl"] = "llm"
@@ -376,7 +376,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _rules(options: Options, tools: Tools) -> calibrate.Rules:
+def rules(options: Options, tools: Tools) -> calibrate.Rules:
     return calibrate.Rules(options.threshold, facets=not tools.summariser().own_words)
 
 
@@ -431,7 +431,7 @@ def dissect(
         reports.append(StageReport("record", recorded.layers_recorded, total, "layers", time.monotonic() - began))
     with db.transaction(engine) as session:
         recording_id = record.ensure_recording(session, plan.network.id, plan.probing.id, plan.record)
-        dissection_id = _ensure_dissection(session, plan, options, recording_id)
+        dissection_id = ensure_dissection(session, plan, options, recording_id)
     if run:
         run.dissection_id = dissection_id
     layers, neurons = plan.layers, len(plan.layers)
@@ -439,17 +439,15 @@ def dissect(
         "caption", "clips", plan.probing.n_clips,
         lambda: caption.caption(engine, plan.probing, plan.caption_maker, progress=progress, run_id=run_id),
     )  # fmt: skip
-    if "caption" not in wanted and ("summarise" in wanted or ("match" in wanted and "db" in plan.scores)):
-        waiting = caption.waiting(engine, plan.probing, plan.caption_maker)
-        if waiting:  # without this, what is made of captions would be finished without them
-            raise IncompleteError(f"{waiting:,} clips wait for their captions; run the stage caption first")
+    if "caption" not in wanted:
+        refuse_uncaptioned(engine, plan, wanted)
     with db.reading(engine) as session:
         caption_id = provenance.find_recipe(session, plan.captioned)
         captions = caption.caption_overview(session, plan.probing.id, caption_id) if caption_id else (0, 0)
     for report in reports:
         if report.stage == "caption":
             report.total = captions[0]  # clips that have none to be had are not reused
-    timed("match", "layers", neurons, lambda: _match(engine, plan, options, recording_id, progress, run_id))
+    timed("match", "layers", neurons, lambda: match_layers(engine, plan, options, recording_id, progress, run_id))
     summariser = tools.summariser()
     job = summarise.Job(recording_id, plan.probing, layers, plan.summarise, plan.captioned, options.top_k)
     timed(
@@ -459,7 +457,7 @@ def dissect(
     timed(
         "calibrate", "layers", neurons,
         lambda: calibrate.calibrate(
-            engine, tools.sentence_encoder, _rules(options, tools), job, plan.calibrate, progress=progress
+            engine, tools.sentence_encoder, rules(options, tools), job, plan.calibrate, progress=progress
         ),
     )  # fmt: skip
     if plan.icl:
@@ -477,17 +475,31 @@ def dissect(
         ),
     )  # fmt: skip
     timed("embed", "summaries", sum(layer.n_units for layer in layers), lambda: _embed(engine, plan, tools, progress))
-    open_failures = _complete(engine, plan, dissection_id, wanted)
+    open_failures = complete(engine, plan, dissection_id, wanted)
     usage = generate.usage(engine, tools.llm) if options.llm else None
     if run:
-        run.counts.update(_counts(plan, reports, doers(network_name, options)))
+        run.counts.update(stage_counts(plan, reports, doers(network_name, options)))
         if usage:
             run.counts["llm"] = usage._asdict()
     cut = _cut_texts(engine, plan, tools)
     return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, usage, cut)
 
 
-def _counts(plan: Plan, reports: Sequence[StageReport], does: Mapping[str, str]) -> dict[str, Any]:
+def refuse_uncaptioned(engine: sa.Engine, plan: Plan, wanted: Sequence[str]) -> None:
+    """Without captions, what is made of them would be finished without them.
+
+    Raises
+    ------
+    IncompleteError
+        A stage that reads captions is wanted, and clips wait for theirs.
+    """
+    if "summarise" in wanted or ("match" in wanted and "db" in plan.scores):
+        waiting = caption.waiting(engine, plan.probing, plan.caption_maker)
+        if waiting:
+            raise IncompleteError(f"{waiting:,} clips wait for their captions; run the stage caption first")
+
+
+def stage_counts(plan: Plan, reports: Sequence[StageReport], does: Mapping[str, str]) -> dict[str, Any]:
     """What a run keeps of its stages; `units` are clips or neurons, from which later runs estimate their time."""
     neurons = sum(layer.n_units for layer in plan.layers)
     counts: dict[str, Any] = {}
@@ -501,19 +513,22 @@ def _counts(plan: Plan, reports: Sequence[StageReport], does: Mapping[str, str])
     return counts
 
 
-def _match(
+def match_layers(
     engine: sa.Engine, plan: Plan, options: Options, recording_id: int, progress: Progress, run_id: int | None
 ) -> int:
     done = 0
     for method, score in plan.scores.items():
         scoring_id, _ = match.score(engine, plan.probing, plan.concepts, score, progress=progress, run_id=run_id)
-        speaking = plan.speaks[method]
-        only_head = () if options.all_similarities else tuple(name for name in SIMILARITIES if name != speaking)
         done += match.match(
-            engine, recording_id, scoring_id, plan.layers, plan.matches[method], only_head=only_head, clips=options.clips,
-            progress=progress,
+            engine, recording_id, scoring_id, plan.layers, plan.matches[method],
+            only_head=only_head(plan, options, method), clips=options.clips, progress=progress,
         )  # fmt: skip
     return done
+
+
+def only_head(plan: Plan, options: Options, method: str) -> tuple[str, ...]:
+    """The functions that are computed for the head alone: all but the one that speaks, unless all are asked for."""
+    return () if options.all_similarities else tuple(name for name in SIMILARITIES if name != plan.speaks[method])
 
 
 def _embed(engine: sa.Engine, plan: Plan, tools: Tools, progress: Progress) -> int:
@@ -547,13 +562,13 @@ def _cut_texts(engine: sa.Engine, plan: Plan, tools: Tools) -> list[embed.CutTex
     return counted
 
 
-def _ensure_dissection(session: Session, plan: Plan, options: Options, recording_id: int) -> int:
+def ensure_dissection(session: Session, plan: Plan, options: Options, recording_id: int) -> int:
     made = session.scalars(
         insert(Dissection)
         .values(
             network_id=plan.network.id, probing_set_id=plan.probing.id, concept_set_id=plan.concepts.id,
             recording_id=recording_id, sha256=plan.sha256, status="running", top_k=options.top_k,
-            methods=list(plan.speaks), config=asdict(options),
+            methods=list(plan.speaks), config=logs.masked(asdict(options)),
         )
         .on_conflict_do_nothing(index_elements=["sha256"])
         .returning(Dissection.id)
@@ -576,7 +591,13 @@ def _ensure_dissection(session: Session, plan: Plan, options: Options, recording
     return dissection_id
 
 
-def _complete(engine: sa.Engine, plan: Plan, dissection_id: int, wanted: Sequence[str]) -> int:
+def complete(engine: sa.Engine, plan: Plan, dissection_id: int, wanted: Sequence[str]) -> int:
+    """As `complete_in`, in a transaction of its own."""
+    with db.transaction(engine) as session:
+        return complete_in(session, plan, dissection_id, wanted)
+
+
+def complete_in(session: Session, plan: Plan, dissection_id: int, wanted: Sequence[str]) -> int:
     """Mark the dissection complete if it is; returns how many units failed and wait for another run.
 
     It is complete when every stage has been through, units that failed aside, or when the tables say that nothing is
@@ -584,33 +605,32 @@ def _complete(engine: sa.Engine, plan: Plan, dissection_id: int, wanted: Sequenc
     """
     recipes = plan.recipes()
     needed = {"summarise", "calibrate", "extract", *plan.speaking()}
-    with db.transaction(engine) as session:
-        ids = {stage: provenance.recipe_id(session, recipe) for stage, recipe in recipes.items()}
-        open_failures = session.scalars(
-            sa.text("SELECT count(*) FROM failures WHERE resolved_at IS NULL AND scope = ANY (:scopes)"),
-            {"scopes": [f"recipe:{identity}" for identity in ids.values()]},
-        ).one()
-        layers = {layer.id for layer in plan.layers}
-        nothing_missing = all(layers <= provenance.finished_layers(session, ids[stage]) for stage in needed)
-        if nothing_missing or set(wanted) == set(STAGES):
-            changed = session.execute(
-                sa.update(DissectedLayer)
-                .where(
-                    DissectedLayer.dissection_id == dissection_id,
-                    DissectedLayer.layer_id.in_(layers),
-                    DissectedLayer.completed_at.is_(None),
-                )
-                .values(completed_at=sa.func.now())
-                .returning(DissectedLayer.layer_id)
-            ).all()
-            # Layers of another call that was killed are still open; asked for again with nothing to do, it keeps its date.
-            open_layers = sa.select(DissectedLayer.layer_id).where(
-                DissectedLayer.dissection_id == dissection_id, DissectedLayer.completed_at.is_(None)
+    ids = {stage: provenance.recipe_id(session, recipe) for stage, recipe in recipes.items()}
+    open_failures = session.scalars(
+        sa.text("SELECT count(*) FROM failures WHERE resolved_at IS NULL AND scope = ANY (:scopes)"),
+        {"scopes": [f"recipe:{identity}" for identity in ids.values()]},
+    ).one()
+    layers = {layer.id for layer in plan.layers}
+    nothing_missing = all(layers <= provenance.finished_layers(session, ids[stage]) for stage in needed)
+    if nothing_missing or set(wanted) == set(STAGES):
+        changed = session.execute(
+            sa.update(DissectedLayer)
+            .where(
+                DissectedLayer.dissection_id == dissection_id,
+                DissectedLayer.layer_id.in_(layers),
+                DissectedLayer.completed_at.is_(None),
             )
-            if changed and not session.scalar(sa.select(open_layers.exists())):
-                session.execute(
-                    sa.update(Dissection)
-                    .where(Dissection.id == dissection_id)
-                    .values(status="complete", completed_at=sa.func.now())
-                )
-        return int(open_failures)
+            .values(completed_at=sa.func.now())
+            .returning(DissectedLayer.layer_id)
+        ).all()
+        # Layers of another call that was killed are still open; asked for again with nothing to do, it keeps its date.
+        open_layers = sa.select(DissectedLayer.layer_id).where(
+            DissectedLayer.dissection_id == dissection_id, DissectedLayer.completed_at.is_(None)
+        )
+        if changed and not session.scalar(sa.select(open_layers.exists())):
+            session.execute(
+                sa.update(Dissection)
+                .where(Dissection.id == dissection_id)
+                .values(status="complete", completed_at=sa.func.now())
+            )
+    return int(open_failures)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +18,9 @@ from sqlalchemy.orm import Session
 from and_platform import db, queries
 from and_platform.backends.base import TextEncoder, Windowed
 from and_platform.schema import Encoder, Layer
-from and_platform.services import provenance
-from and_platform.services.progress import SILENT, Progress
+from and_platform.services import locks, provenance
+from and_platform.services.online import online, owner_if_other
+from and_platform.services.progress import SILENT, Advance, Progress
 from and_platform.services.provenance import RecipePlan
 
 _BATCH = 512
@@ -54,16 +58,112 @@ def ensure_encoder(session: Session, encoder: TextEncoder) -> int:
     return session.scalars(sa.select(Encoder.id).where(Encoder.recipe_id == recipe_id)).one()
 
 
-def ensure_summary_index(session: Session, encoder_id: int, dim: int) -> None:
-    """The HNSW index over the summaries' vectors of one encoder."""
-    if dim > _HNSW_LONGEST:
-        return  # pgvector indexes vectors up to 2,000 dimensions; longer ones are scanned
-    session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('summary index'), :id)"), {"id": encoder_id})
-    name = f"{db.RUNTIME_PREFIX}hnsw_summaries_{encoder_id}"
-    session.connection().exec_driver_sql(
-        f"CREATE INDEX IF NOT EXISTS {name} ON summary_embeddings"
-        f" USING hnsw ((embedding::vector({dim})) vector_cosine_ops) WHERE encoder_id = {encoder_id}"
+@dataclass(frozen=True)
+class SummaryIndex:
+    """The HNSW index over the summaries' vectors of one encoder, there or not."""
+
+    encoder_id: int
+    encoder: str
+    dim: int
+    n_summaries: int
+    valid: bool | None
+    """None: it is not there; False: what a killed build left."""
+    size_bytes: int
+
+    @property
+    def name(self) -> str:
+        return index_name(self.encoder_id)
+
+    @property
+    def wanted(self) -> bool:
+        """pgvector indexes vectors up to 2,000 dimensions; longer ones are scanned. Without vectors there is no need."""
+        return not self.valid and self.n_summaries > 0 and self.dim <= _HNSW_LONGEST
+
+    def statement(self, how: str = "") -> str:
+        """The DDL; `how`: CONCURRENTLY."""
+        return (
+            f"CREATE INDEX {how} {self.name} ON summary_embeddings USING hnsw"
+            f" ((embedding::vector({self.dim})) vector_cosine_ops) WHERE encoder_id = {self.encoder_id}"
+        )
+
+
+def index_name(encoder_id: int | str = "") -> str:
+    """Name of the index of an encoder; without one, what all of them begin with."""
+    return f"{db.RUNTIME_PREFIX}hnsw_summaries_{encoder_id}"
+
+
+def summary_indexes(session: Session, encoder_id: int | None = None) -> list[SummaryIndex]:
+    """What there is to index, by encoder: all of them, or one."""
+    rows = session.execute(
+        sa.text(
+            "SELECT e.id, e.name, e.dim,"
+            " (SELECT count(*) FROM summary_embeddings s WHERE s.encoder_id = e.id) AS n_summaries,"
+            " i.indisvalid, coalesce(pg_relation_size(i.indexrelid), 0) AS size_bytes"
+            " FROM encoders e LEFT JOIN pg_index i ON i.indexrelid = to_regclass(:prefix || e.id)"
+            " WHERE :encoder IS NULL OR e.id = :encoder ORDER BY e.id"
+        ).bindparams(sa.bindparam("encoder", encoder_id, sa.BigInteger)),
+        {"prefix": index_name()},
     )
+    return [SummaryIndex(*row) for row in rows]
+
+
+def ensure_summary_index(engine: sa.Engine, encoder_id: int, progress: Progress = SILENT) -> bool:
+    """Build the HNSW index over the summaries' vectors of one encoder where it is missing, while others read and write.
+
+    One process builds at a time. Who comes meanwhile, or is not the owner of the table, passes over it: questions are
+    answered without it too, by a scan. What a killed build left is built anew.
+
+    Returns
+    -------
+    bool
+        True if it was built now.
+    """
+    with db.reading(engine) as session:
+        there = sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
+        if session.scalar(there, {"name": index_name(encoder_id)}) or owner_if_other(session, "summary_embeddings"):
+            return False
+    # One for all encoders: two such builds would wait for each other.
+    with locks.held_now(engine, "build an index") as mine:
+        if not mine:
+            return False
+        with db.reading(engine) as session:
+            (index,) = summary_indexes(session, encoder_id)
+        if not index.wanted:
+            return False
+        with (
+            progress.stage(f"index summaries ({index.encoder})", index.n_summaries, "summaries") as advance,
+            online(engine) as connection,
+            _followed(engine, connection, advance),
+        ):
+            connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {index.name}")
+            connection.exec_driver_sql(index.statement("CONCURRENTLY"))
+    return True
+
+
+@contextmanager
+def _followed(engine: sa.Engine, builder: sa.Connection, advance: Advance) -> Iterator[None]:
+    """Tell how far a build is that `builder` runs meanwhile, as the server reports it."""
+    pid = builder.scalar(sa.text("SELECT pg_backend_pid()"))
+    ended = threading.Event()
+
+    def follow() -> None:
+        told = 0
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            while not ended.wait(0.5):
+                done = connection.scalar(
+                    sa.text("SELECT tuples_done FROM pg_stat_progress_create_index WHERE pid = :pid"), {"pid": pid}
+                )
+                if done and done > told:
+                    advance(done - told)
+                    told = done
+
+    with ThreadPoolExecutor(1, thread_name_prefix="follow") as pool:
+        following = pool.submit(follow)
+        try:
+            yield
+        finally:
+            ended.set()
+        following.result()
 
 
 def embed_texts(
@@ -111,7 +211,6 @@ def embed_summaries(
     """
     with db.transaction(engine) as session:
         encoder_id = ensure_encoder(session, encoder)
-        ensure_summary_index(session, encoder_id, encoder.dim)
     made = 0
     with progress.stage("embed summaries", sum(layer.n_units for layer in layers), "neurons") as advance:
         for layer in layers:
@@ -120,6 +219,8 @@ def embed_summaries(
                     session, encoder=encoder_id, calibrate_recipe=calibrate_recipe_id, layer=layer.id
                 )
             advance(layer.n_units)
+    # Afterwards: to build an index over all vectors takes less time than to add them one by one.
+    ensure_summary_index(engine, encoder_id, progress)
     return made
 
 

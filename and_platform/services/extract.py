@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -116,26 +116,53 @@ def extract(
         untagged = queries.untagged_points(
             session, calibrate_recipe=calibrate_id, tag_recipe=tag_id, layers=[layer.id for layer in todo]
         )
-    with progress.stage("tag", len(untagged), "texts") as advance:
-        for start in range(0, len(untagged), _BATCH):
-            batch = untagged[start : start + _BATCH]
+    tag(engine, tagger, tag_id, untagged, progress=progress)
+    with db.reading(engine) as session:
+        adjectives = queries.unjudged_adjectives(
+            session, judge_recipe=judge_id, tag_recipe=tag_id, calibrate_recipe=calibrate_id,
+            layers=[layer.id for layer in todo],
+        )  # fmt: skip
+    unjudged = judge_words(engine, judge, judge_id, adjectives, progress=progress, run_id=run_id)
+    recipes = Recipes(recipe_id, calibrate_id, tag_id, judge_id)
+    with progress.stage("extract terms", len(todo), "layers") as advance:
+        for layer in todo:
+            write(engine, recipes, layer, whole=layer.id in ready and not unjudged)
+            advance(1)
+    return len(todo)
+
+
+class Recipes(NamedTuple):
+    """Ids of the recipes that terms are made with."""
+
+    extract: int
+    calibrate: int
+    tag: int
+    judge: int
+
+
+def write(engine: sa.Engine, recipes: Recipes, layer: Layer, *, whole: bool) -> None:
+    """Write the terms of a layer's neurons; `whole`: nothing they are made of is missing, the layer is finished with it."""
+    with db.transaction(engine) as session:
+        queries.insert_neuron_terms(
+            session, recipe=recipes.extract, calibrate_recipe=recipes.calibrate, tag_recipe=recipes.tag,
+            judge_recipe=recipes.judge, layer=layer.id,
+        )  # fmt: skip
+        if whole:
+            provenance.finish_layer(session, recipes.extract, layer.id)
+
+
+def tag(
+    engine: sa.Engine, tagger: Tagger, recipe_id: int, texts: Sequence[tuple[int, str]], *, progress: Progress = SILENT
+) -> None:
+    """Keep the terms of some texts (id, text)."""
+    with progress.stage("tag", len(texts), "texts") as advance:
+        for start in range(0, len(texts), _BATCH):
+            batch = texts[start : start + _BATCH]
             tagged = tagger.tag([text for _, text in batch])
             with db.transaction(engine) as session:
                 found = [terms.extract_terms(tokens) for tokens in tagged]
-                _keep_tags(session, tag_id, [text_id for text_id, _ in batch], found)
+                _keep_tags(session, recipe_id, [text_id for text_id, _ in batch], found)
             advance(len(batch))
-    unjudged = _judge(engine, judge, judge_id, tag_id, calibrate_id, todo, progress, run_id)
-    with progress.stage("extract terms", len(todo), "layers") as advance:
-        for layer in todo:
-            with db.transaction(engine) as session:
-                queries.insert_neuron_terms(
-                    session, recipe=recipe_id, calibrate_recipe=calibrate_id, tag_recipe=tag_id, judge_recipe=judge_id,
-                    layer=layer.id,
-                )  # fmt: skip
-                if layer.id in ready and not unjudged:
-                    provenance.finish_layer(session, recipe_id, layer.id)
-            advance(1)
-    return len(todo)
 
 
 def _keep_tags(
@@ -164,22 +191,16 @@ def _keep_tags(
     )
 
 
-def _judge(
+def judge_words(
     engine: sa.Engine,
     judge: Judge,
     judge_id: int,
-    tag_id: int,
-    calibrate_id: int,
-    layers: Sequence[Layer],
-    progress: Progress,
-    run_id: int | None,
+    adjectives: Sequence[tuple[int, str]],
+    *,
+    progress: Progress = SILENT,
+    run_id: int | None = None,
 ) -> int:
-    """Judge the adjectives of layers that have no verdict; returns how many still have none."""
-    with db.reading(engine) as session:
-        adjectives = queries.unjudged_adjectives(
-            session, judge_recipe=judge_id, tag_recipe=tag_id, calibrate_recipe=calibrate_id,
-            layers=[layer.id for layer in layers],
-        )  # fmt: skip
+    """Judge adjectives (term id, word) and keep the verdicts; returns for how many there is still none."""
     if not adjectives:
         return 0
     with progress.stage("judge adjectives", len(adjectives), "words") as advance:

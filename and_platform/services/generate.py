@@ -67,17 +67,17 @@ def ask(
     with db.transaction(engine) as session:
         recipe_id = provenance.recipe_id(session, plan(llm))
     held = form if isinstance(llm, StreamingLLM) and llm.structured else None
-    keys = [_key(prompt, max_tokens, held) for prompt in prompts]
+    keys = [key_of(prompt, max_tokens, held) for prompt in prompts]
     distinct = dict(zip(keys, prompts, strict=True))
     with db.reading(engine) as session:
-        said = {key: _said(answer) for key, answer in _stored(session, recipe_id, list(distinct)).items()}
+        said = {key: said_of(answer) for key, answer in _stored(session, recipe_id, list(distinct)).items()}
     todo = [(key, prompt) for key, prompt in distinct.items() if key not in said]
     if todo:
         with progress.stage(name, len(todo), "prompts") as advance:
             for batch, answers in _in_batches(llm, todo, max_tokens, held):
                 kept = _keep(engine, recipe_id, batch, answers)
                 for (key, _), answer in zip(batch, answers, strict=True):
-                    said[key] = _said(kept[key]) if key in kept else Said(None, f"{type(answer).__name__}: {answer}")
+                    said[key] = said_of(kept[key]) if key in kept else Said(None, f"{type(answer).__name__}: {answer}")
                 advance(len(batch))
     return [said[key] for key in keys]
 
@@ -101,7 +101,7 @@ def _in_batches(
     fault: BackendError | None = None
     since = time.monotonic()
     try:
-        for place, answer in _one_by_one(llm, [prompt for _, prompt in todo], max_tokens, form):
+        for place, answer in one_by_one(llm, [prompt for _, prompt in todo], max_tokens, form):
             if isinstance(answer, BackendError) and not isinstance(answer, GenerationError):
                 fault = fault or answer
                 continue
@@ -118,7 +118,7 @@ def _in_batches(
         raise fault
 
 
-def _one_by_one(
+def one_by_one(
     llm: LLM, prompts: Sequence[Prompt], max_tokens: int, form: Form | None
 ) -> Iterator[tuple[int, Generation | Exception]]:
     """Places of prompts with their answers; an LLM that does not stream is asked a batch at a time."""
@@ -169,12 +169,13 @@ def _stored(session: Session, recipe_id: int, keys: Sequence[str]) -> dict[str, 
     return dict(rows.all())
 
 
-def _key(prompt: Prompt, max_tokens: int, form: Form | None = None) -> str:
+def key_of(prompt: Prompt, max_tokens: int, form: Form | None = None) -> str:
+    """What an answer is stored under: the hash of all that it depends on, the LLM aside."""
     held = "" if form is None else f"\0{provenance.canonical(dataclasses.asdict(form))}"
     return hashlib.sha256(f"{prompt.system}\0{prompt.user}\0{max_tokens}{held}".encode()).hexdigest()
 
 
-def _said(answer: str) -> Said:
+def said_of(answer: str) -> Said:
     """What is to be read of an answer as it was kept."""
     text = reading.after_thinking(answer)
     return Said(text) if text else Said(None, "the answer ended before the model had done thinking")

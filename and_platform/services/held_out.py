@@ -95,6 +95,8 @@ def held_out(session: Session, about: Subject, *, fold: int | None = None) -> He
         caution = f"it is not recorded which fold '{network.name}' was not trained on: it may have seen these clips"
     elif same and fold != network.held_out_fold:
         caution = f"'{network.name}' was trained on fold {fold}"
+    from and_platform.backends import audio
+
     units = {normalise(name): unit for unit, name in enumerate(network.classes)}
     rows = session.execute(
         sa.text(
@@ -113,7 +115,7 @@ def held_out(session: Session, about: Subject, *, fold: int | None = None) -> He
         if unit is None:
             without[row.label or "(no label)"] = without.get(row.label or "(no label)", 0) + 1
         else:
-            clips.append(HeldOutClip(row.position, row.id, Path(row.root) / row.path, row.path, row.sha256, unit))
+            clips.append(HeldOutClip(row.position, row.id, audio.at(row.root, row.path), row.path, row.sha256, unit))
     if not clips:
         raise InputError(
             f"no clip of '{about.dataset}' carries a class of '{network.name}' as its first label "

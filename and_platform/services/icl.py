@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from and_platform import db
 from and_platform.backends.base import LLM, Form, Prompt, TextEncoder
@@ -48,11 +50,7 @@ def pick(
         done = provenance.finished_layers(session, recipe_id)
         ready = provenance.finished_layers(session, calibrate_id)
         todo = [layer for layer in layers if layer.id not in done]
-        named = session.execute(
-            sa.select(Concept.id, Concept.name, Concept.text_id)
-            .where(Concept.concept_set_id == concepts.id)
-            .order_by(Concept.position)
-        ).all()
+        named = _named(session, concepts)
     if not todo:
         return 0
     names = [row.name for row in named]
@@ -60,19 +58,7 @@ def pick(
     concept_texts = [row.text_id for row in named]
     scope = f"recipe:{recipe_id}"
     for layer in todo:
-        with db.reading(engine) as session:
-            rows = session.execute(
-                sa.text(
-                    "SELECT c.neuron_id, n.unit, c.summary FROM calibrations c JOIN neurons n ON n.id = c.neuron_id"
-                    " WHERE c.recipe_id = :recipe AND n.layer_id = :layer AND c.summary <> '' ORDER BY n.unit"
-                ),
-                {"recipe": calibrate_id, "layer": layer.id},
-            ).all()
-        asked = [Prompt(prompts.icl_prompt(names, row.summary, examples=EXAMPLES)) for row in rows]
-        said = generate.ask(
-            engine, llm, asked, max_tokens=MAX_TOKENS, name=f"pick concepts: {layer.name}",
-            form=Form(tuple(names), "before"), progress=progress,
-        )  # fmt: skip
+        rows, said = _ask(engine, llm, names, layer, calibrate_id, progress)
         chosen: dict[int, int] = {}
         nearest: list[tuple[int, str]] = []
         failed: list[tuple[str, str]] = []
@@ -108,6 +94,51 @@ def pick(
             if layer.id in ready and not failed:
                 provenance.finish_layer(session, recipe_id, layer.id)
     return len(todo)
+
+
+def _named(session: Session, concepts: ConceptSet) -> Sequence[Any]:
+    return session.execute(
+        sa.select(Concept.id, Concept.name, Concept.text_id)
+        .where(Concept.concept_set_id == concepts.id)
+        .order_by(Concept.position)
+    ).all()
+
+
+def _ask(
+    engine: sa.Engine,
+    llm: LLM,
+    names: Sequence[str],
+    layer: Layer,
+    calibrate_id: int,
+    progress: Progress,
+    units: tuple[int, int] | None = None,
+) -> tuple[Sequence[sa.Row[Any]], list[generate.Said]]:
+    """Neurons of a layer that have a calibrated summary, with what the LLM says of each."""
+    first, end = units or (0, layer.n_units)
+    with db.reading(engine) as session:
+        rows = session.execute(
+            sa.text(
+                "SELECT c.neuron_id, n.unit, c.summary FROM calibrations c JOIN neurons n ON n.id = c.neuron_id"
+                " WHERE c.recipe_id = :recipe AND n.layer_id = :layer AND c.summary <> ''"
+                " AND n.unit >= :first AND n.unit < :end ORDER BY n.unit"
+            ),
+            {"recipe": calibrate_id, "layer": layer.id, "first": first, "end": end},
+        ).all()
+    asked = [Prompt(prompts.icl_prompt(names, row.summary, examples=EXAMPLES)) for row in rows]
+    said = generate.ask(
+        engine, llm, asked, max_tokens=MAX_TOKENS, name=f"pick concepts: {layer.name}",
+        form=Form(tuple(names), "before"), progress=progress,
+    )  # fmt: skip
+    return rows, said
+
+
+def ask(
+    engine: sa.Engine, llm: LLM, concepts: ConceptSet, layer: Layer, calibrate_id: int, units: tuple[int, int]
+) -> list[generate.Said]:
+    """Ask for the concepts of a layer's neurons from one unit to before another; the answers are kept for `pick`."""
+    with db.reading(engine) as session:
+        names = [row.name for row in _named(session, concepts)]
+    return _ask(engine, llm, names, layer, calibrate_id, SILENT, units)[1]
 
 
 def nearest_concepts(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,9 @@ TOP = 5
 
 SPEAKS = {"db": "cos_cubed", "tab": "soft_wpmi"}
 """The function that fills closed_db and closed_tab (method: fixed beforehand, not chosen by result)."""
+
+SOUNDS = "embed sounds"
+"""The stage under which sounds that cannot be embedded are kept in `failures`."""
 
 _BATCH = 32
 
@@ -154,44 +156,8 @@ def _sound_vectors(
     engine: sa.Engine, probing: ProbingSet, plan: ScorePlan, encoder_id: int, progress: Progress, run_id: int | None
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Vectors of the sounds, embedded where they are not yet, and which positions have one."""
-    encoder = plan.encoder
-    assert isinstance(encoder, TextAudioEncoder)
-    with db.reading(engine) as session:
-        missing = session.execute(
-            sa.text(
-                "SELECT c.id, d.root, c.path, c.sha256 FROM probing_set_clips m JOIN clips c ON c.id = m.clip_id"
-                " JOIN datasets d ON d.id = c.dataset_id WHERE m.probing_set_id = :probing AND NOT EXISTS ("
-                " SELECT FROM clip_embeddings e WHERE e.encoder_id = :encoder AND e.clip_id = c.id) ORDER BY m.position"
-            ),
-            {"probing": probing.id, "encoder": encoder_id},
-        ).all()
-    with progress.stage("embed sounds", len(missing), "clips") as advance:
-        for start in range(0, len(missing), _BATCH):
-            batch, clips, ids, failures = missing[start : start + _BATCH], [], [], []
-            for row in batch:
-                try:
-                    waveform, rate = audio.load(Path(row.root) / row.path, encoder.rate, row.sha256)
-                except AudioError as exc:
-                    failures.append((row, str(exc)))
-                else:
-                    clips.append(DecodedClip(row.path, waveform, rate))
-                    ids.append(row.id)
-            vectors = encoder.embed_audio(clips) if clips else np.empty((0, encoder.dim), np.float32)
-            with db.transaction(engine) as session:
-                db.insert_new(
-                    session, "clip_embeddings", {"encoder_id": "int8", "clip_id": "int8", "embedding": "vector"},
-                    ((encoder_id, clip, Vector(vector)) for clip, vector in zip(ids, vectors, strict=True)),
-                )  # fmt: skip
-                provenance.resolve_failures(
-                    session, stage="embed sounds", scope=f"encoder:{encoder_id}",
-                    units=[row.path for row in batch if row.id in ids],
-                )  # fmt: skip
-                for row, reason in failures:
-                    provenance.record_failure(
-                        session, stage="embed sounds", scope=f"encoder:{encoder_id}", unit=row.path, reason=reason,
-                        run_id=run_id, clip_id=row.id,
-                    )  # fmt: skip
-            advance(len(batch))
+    if isinstance(plan.encoder, TextAudioEncoder):  # else it is known by its vectors alone: those there are have to do
+        embed_sounds(engine, probing, plan.encoder, encoder_id, progress=progress, run_id=run_id)
     with db.reading(engine) as session:
         positions = session.scalars(
             sa.text(
@@ -209,6 +175,80 @@ def _sound_vectors(
     valid = np.zeros(probing.n_clips, bool)
     valid[positions] = True
     return vectors, valid
+
+
+def unheard(engine: sa.Engine, probing: ProbingSet, encoder_id: int) -> list[int]:
+    """Ids of the clips of a probing set whose sound an encoder has not embedded, in order of position."""
+    with db.reading(engine) as session:
+        return [row.id for row in _unheard(session, probing, encoder_id, None)]
+
+
+def _unheard(
+    session: Session, probing: ProbingSet, encoder_id: int, clips: Sequence[int] | None
+) -> Sequence[sa.Row[Any]]:
+    return session.execute(
+        sa.text(
+            "SELECT c.id, d.root, c.path, c.sha256 FROM probing_set_clips m JOIN clips c ON c.id = m.clip_id"
+            " JOIN datasets d ON d.id = c.dataset_id WHERE m.probing_set_id = :probing AND NOT EXISTS ("
+            " SELECT FROM clip_embeddings e WHERE e.encoder_id = :encoder AND e.clip_id = c.id)"
+            " AND (CAST(:clips AS bigint[]) IS NULL OR c.id = ANY (:clips)) ORDER BY m.position"
+        ),
+        {"probing": probing.id, "encoder": encoder_id, "clips": None if clips is None else list(clips)},
+    ).all()
+
+
+def embed_sounds(
+    engine: sa.Engine,
+    probing: ProbingSet,
+    encoder: TextAudioEncoder,
+    encoder_id: int,
+    *,
+    clips: Sequence[int] | None = None,
+    progress: Progress = SILENT,
+    run_id: int | None = None,
+    mark: Callable[[str | None], None] = lambda _key: None,
+) -> int:
+    """Embed the sounds of clips that this encoder has not embedded yet; returns how many there were.
+
+    Parameters
+    ----------
+    clips
+        Ids of the only clips to embed; default: all of the probing set.
+    mark
+        Is told each clip's path before it is decoded, and None when a batch of them is.
+    """
+    with db.reading(engine) as session:
+        missing = _unheard(session, probing, encoder_id, clips)
+    with progress.stage("embed sounds", len(missing), "clips") as advance:
+        for start in range(0, len(missing), _BATCH):
+            batch, sounds, ids, failures = missing[start : start + _BATCH], [], [], []
+            for row in batch:
+                mark(row.path)
+                try:
+                    waveform, rate = audio.load(audio.at(row.root, row.path), encoder.rate, row.sha256)
+                except AudioError as exc:
+                    failures.append((row, str(exc)))
+                else:
+                    sounds.append(DecodedClip(row.path, waveform, rate))
+                    ids.append(row.id)
+            mark(None)
+            vectors = encoder.embed_audio(sounds) if sounds else np.empty((0, encoder.dim), np.float32)
+            with db.transaction(engine) as session:
+                db.insert_new(
+                    session, "clip_embeddings", {"encoder_id": "int8", "clip_id": "int8", "embedding": "vector"},
+                    ((encoder_id, clip, Vector(vector)) for clip, vector in zip(ids, vectors, strict=True)),
+                )  # fmt: skip
+                provenance.resolve_failures(
+                    session, stage=SOUNDS, scope=f"encoder:{encoder_id}",
+                    units=[row.path for row in batch if row.id in ids],
+                )  # fmt: skip
+                for row, reason in failures:
+                    provenance.record_failure(
+                        session, stage=SOUNDS, scope=f"encoder:{encoder_id}", unit=row.path, reason=reason,
+                        run_id=run_id, clip_id=row.id,
+                    )  # fmt: skip
+            advance(len(batch))
+    return len(missing)
 
 
 def _store(
@@ -282,6 +322,18 @@ def read_scores(session: Session, scoring_id: int) -> tuple[Floats, NDArray[np.b
 # ---------------------------------------------------------------------- matches
 
 
+def missing(
+    session: Session, recipes: Mapping[str, int], layers: Sequence[Layer], only_head: Sequence[str]
+) -> list[tuple[Layer, list[str]]]:
+    """Layers with the functions by which they have not been matched; `recipes`: function -> id of its recipe."""
+    done = {name: provenance.finished_layers(session, recipe) for name, recipe in recipes.items()}
+    wanted = [
+        (layer, [n for n in recipes if layer.id not in done[n] and (layer.kind == "head" or n not in only_head)])
+        for layer in layers
+    ]
+    return [(layer, names) for layer, names in wanted if names]
+
+
 def match(
     engine: sa.Engine,
     recording_id: int,
@@ -311,12 +363,7 @@ def match(
     """
     with db.transaction(engine) as session:
         ids = {name: provenance.recipe_id(session, recipe) for name, recipe in recipes.items()}
-        done = {name: provenance.finished_layers(session, recipe) for name, recipe in ids.items()}
-        wanted = [
-            (layer, [n for n in recipes if layer.id not in done[n] and (layer.kind == "head" or n not in only_head)])
-            for layer in layers
-        ]
-        todo = [(layer, names) for layer, names in wanted if names]
+        todo = missing(session, ids, layers, only_head)
         if not todo:
             return 0
         p, valid, concept_ids = read_scores(session, scoring_id)
@@ -329,8 +376,7 @@ def match(
             if key not in matchers:
                 matchers[key] = Matcher(p, names, top=TOP, valid=None if valid.all() else valid, clips=subset)
             with db.transaction(engine) as session:
-                values = activations.read_layer(session, recording_id, layer, len(p))
-                found = matchers[key].layer(values)
+                found = matchers[key].layer(activations.read_tiles(session, recording_id, layer, len(p)))
                 neurons = np.asarray(activations.neuron_ids(session, layer.id))
                 # Another process may be at the same layer: one writes, the other one finds it done.
                 session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('match'), :id)"), {"id": layer.id})

@@ -224,6 +224,7 @@ def drop(engine: sa.Engine, name: str) -> None:
 
 def training_items(session: Session, dataset: str) -> list[tuple[Path, str, int]]:
     """Path, label and fold of every live clip of a data set that has both."""
+    from and_platform.backends import audio
     from and_platform.schema import Clip
 
     rows = session.execute(
@@ -236,4 +237,4 @@ def training_items(session: Session, dataset: str) -> list[tuple[Path, str, int]
         raise NotFoundError(
             f"the data set '{dataset}' has no clips with a label and a fold; see: andp datasets show {dataset}"
         )
-    return [(Path(root) / path, label, fold) for root, path, label, fold in rows]
+    return [(audio.at(root, path), label, fold) for root, path, label, fold in rows]

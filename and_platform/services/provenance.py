@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
-from and_platform import db
+from and_platform import db, logs
 from and_platform.backends.base import BackendRecipe
 from and_platform.schema import Failure, FinishedLayer, Recipe, Run
 
@@ -60,7 +60,20 @@ class RecipePlan:
     @classmethod
     def of(cls, stage: str, backend: BackendRecipe, parents: Iterable[RecipePlan] = (), **params: Any) -> RecipePlan:
         """The recipe of a backend's work in a stage; `params` join the backend's own."""
-        return cls(stage, backend.name, backend.revision, {**backend.params, **params}, tuple(parents), backend.origin)
+        told = _without_secrets({**backend.params, **params})
+        return cls(stage, backend.name, backend.revision, told, tuple(parents), backend.origin)
+
+
+def _without_secrets(value: Any) -> Any:
+    """Keys and passwords by their names, and URLs. Prompts stay to the letter: what they say is part of the recipe."""
+    if isinstance(value, Mapping):
+        return {
+            key: logs.MASK if isinstance(told, str) and logs.names_a_secret(str(key)) else _without_secrets(told)
+            for key, told in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_secrets(told) for told in value]
+    return logs.mask(value) if isinstance(value, str) and "://" in value else value
 
 
 def recipe_id(session: Session, plan: RecipePlan) -> int:
@@ -115,14 +128,7 @@ def run(engine: sa.Engine, command: str, arguments: Mapping[str, Any]) -> Iterat
     'interrupted' where its process is gone.
     """
     with db.transaction(engine) as session:
-        _mark_interrupted(session)
-        row = Run(
-            command=command, arguments=json.loads(json.dumps(dict(arguments), default=str)),
-            versions=versions(), machine=_machine(),
-        )  # fmt: skip
-        session.add(row)
-        session.flush()
-        handle = RunHandle(row.id)
+        handle = RunHandle(open_run(session, command, arguments))
     try:
         yield handle
     except BaseException as exc:
@@ -132,6 +138,18 @@ def run(engine: sa.Engine, command: str, arguments: Mapping[str, Any]) -> Iterat
     _finish(engine, handle, "ok", None)
 
 
+def open_run(session: Session, command: str, arguments: Mapping[str, Any], *, distributed: bool = False) -> int:
+    """Write down that something begins; returns the run's id. `distributed`: it outlives this process."""
+    _mark_interrupted(session)
+    row = Run(
+        command=command, arguments=logs.masked(json.loads(json.dumps(dict(arguments), default=str))),
+        versions=versions(), machine=_machine(), distributed=distributed,
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    return row.id
+
+
 def _finish(engine: sa.Engine, handle: RunHandle, outcome: str, error: str | None) -> None:
     try:
         with db.transaction(engine) as session:
@@ -139,7 +157,7 @@ def _finish(engine: sa.Engine, handle: RunHandle, outcome: str, error: str | Non
                 sa.update(Run)
                 .where(Run.id == handle.id)
                 .values(
-                    outcome=outcome, error=error, counts=handle.counts, finished_at=sa.func.now(),
+                    outcome=outcome, error=None if error is None else logs.mask(error), counts=handle.counts, finished_at=sa.func.now(),
                     dissection_id=handle.dissection_id,
                 )
             )  # fmt: skip
@@ -152,7 +170,9 @@ def _mark_interrupted(session: Session) -> None:
     import psutil
 
     open_runs = session.scalars(
-        sa.select(Run).where(Run.outcome == "running", Run.machine["host"].astext == socket.gethostname())
+        sa.select(Run).where(
+            Run.outcome == "running", ~Run.distributed, Run.machine["host"].astext == socket.gethostname()
+        )
     )
     for row in open_runs:
         try:
@@ -207,8 +227,8 @@ def record_failure(
 ) -> None:
     """Keep why a unit of work failed; a unit that fails again is updated, not doubled."""
     statement = insert(Failure).values(
-        stage=stage, scope=scope, unit=_storable(unit), reason=_storable(reason),
-        detail=None if detail is None else _storable(detail), run_id=run_id, clip_id=clip_id,
+        stage=stage, scope=scope, unit=_storable(unit), reason=_storable(logs.mask(reason)),
+        detail=None if detail is None else _storable(logs.mask(detail)), run_id=run_id, clip_id=clip_id,
     )  # fmt: skip
     session.execute(
         statement.on_conflict_do_update(

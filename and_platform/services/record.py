@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,10 +20,20 @@ from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.backends.networks.layers import LayerSpec
 from and_platform.config import settings
 from and_platform.core.exemplars import EXEMPLARS_KEPT
-from and_platform.errors import AudioError, ConflictError, InputError, NotFoundError
-from and_platform.schema import ActivationBlock, Dataset, Layer, Network, ProbingSet, ProbingSetClip, Recording
+from and_platform.errors import AudioError, ConflictError, DatabaseError, InputError, NotFoundError
+from and_platform.schema import (
+    ActivationBlock,
+    Dataset,
+    Dissection,
+    Layer,
+    Network,
+    ProbingSet,
+    ProbingSetClip,
+    Recording,
+)
 from and_platform.schema import Clip as ClipRow
 from and_platform.services import activations, datasets, networks, provenance
+from and_platform.services.online import owner_if_other
 from and_platform.services.progress import SILENT, Advance, Progress
 from and_platform.services.provenance import RecipePlan
 
@@ -49,7 +59,12 @@ class _Member:
     clip_id: int
     key: str
     path: Path
+    root: str
     sha256: str
+
+
+Mark = Callable[[str | None], None]
+"""Is told which clip is next."""
 
 
 class _ClipsFailedError(Exception):
@@ -117,6 +132,7 @@ def record(
     specs = choose_layers(loaded, layers, pooling)
     failed: list[str] = []
     copied_from: tuple[int, int] | None = None
+    abandoned: int | None = None
     while True:
         with db.transaction(engine) as session:
             probing = datasets.snapshot(session, datasets.find(session, dataset).id)
@@ -128,16 +144,13 @@ def record(
             recording_id = ensure_recording(session, network.id, probing.id, recipe)
             if copied_from and copied_from[0] != recording_id:
                 _copy_values(session, copied_from[0], recording_id, copied_from[1])
-                _drop_abandoned(session, copied_from[0])
+                abandoned = copied_from[0] if drop_abandoned(session, copied_from[0]) else None
+        if abandoned is not None:
+            free_partitions(engine, abandoned, progress)
         try:
             report = _record(engine, network, loaded, dataset, recording_id, probing, specs, progress)
         except _ClipsFailedError as exc:
-            with db.transaction(engine) as session:
-                for member, reason in exc.failures:
-                    provenance.record_failure(
-                        session, stage="record", scope=f"dataset:{dataset}", unit=member.key, reason=reason,
-                        run_id=run_id, clip_id=member.clip_id,
-                    )  # fmt: skip
+            _keep_failures(engine, dataset, exc.failures, run_id)
             for member, reason in exc.failures:
                 progress.note(f"left out: {member.key}: {reason}")
                 failed.append(member.key)
@@ -154,8 +167,6 @@ def ensure_recording(session: Session, network_id: int, probing_set_id: int, rec
     there = session.scalars(find).one_or_none()
     if there is not None:
         return there
-    # Attaching partitions takes this lock. Taken before the insert, two commands wait for each other, not for ever.
-    session.execute(sa.text("LOCK TABLE recordings IN SHARE ROW EXCLUSIVE MODE"))
     made = session.scalars(
         insert(Recording)
         .values(network_id=network_id, probing_set_id=probing_set_id, recipe_id=recipe_id)
@@ -206,50 +217,169 @@ def _record(
         for block, todo in work.items():
             if todo:
                 first, n = activations.block_bounds(block, n_clips)
-                values = _compute(loaded, todo, members[first : first + n], advance)
-                with db.transaction(engine) as session:
-                    landed = {by_name[name].id: value for name, value in values.items()}
-                    activations.land(session, recording_id, block, n_clips, landed)
+                _land(engine, loaded, recording_id, by_name, todo, members[first : first + n], block, n_clips, advance)
                 report.blocks_computed += 1
             last = (block + 1) * activations.BLOCK
             if last % activations.STRETCH == 0 or last >= n_clips:
-                stretch = activations.stretches(n_clips)[(last - 1) // activations.STRETCH]
-                _fold(engine, recording_id, [by_name[spec.name] for spec in missing], stretch)
+                stretch = (last - 1) // activations.STRETCH
+                fold_stretch(engine, recording_id, [by_name[spec.name] for spec in missing], stretch, n_clips)
     with progress.stage("exemplars and statistics", len(missing), "layers") as advance:
         for spec in missing:
-            with db.transaction(engine) as session:
-                activations.complete_layer(
-                    session, recording_id, by_name[spec.name], spec.pooling, n_clips,
-                    cubes=settings().materialise_cubes,
-                )  # fmt: skip
+            complete_layers(engine, recording_id, [by_name[spec.name]], {spec.name: spec.pooling}, n_clips)
             report.layers_recorded += 1
             advance(1)
     if missing:
-        _analyze(engine, recording_id)
+        analyze(engine, recording_id)
     return report
 
 
-def _fold(engine: sa.Engine, recording_id: int, layers: Sequence[Layer], stretch: activations.Stretch) -> None:
+def _land(
+    engine: sa.Engine,
+    loaded: LoadedNetwork,
+    recording_id: int,
+    by_name: Mapping[str, Layer],
+    specs: Sequence[LayerSpec],
+    members: Sequence[_Member],
+    block: int,
+    n_clips: int,
+    advance: Advance,
+    mark: Mark | None = None,
+) -> None:
+    """Compute one block of some layers and store it; `members` are its clips, `n_clips` is how many the probing set has."""
+    values = _compute(loaded, specs, members, advance, mark)
+    with db.transaction(engine) as session:
+        landed = {by_name[name].id: value for name, value in values.items()}
+        activations.land(session, recording_id, block, n_clips, landed)
+
+
+def record_block(
+    engine: sa.Engine,
+    network: Network,
+    loaded: LoadedNetwork,
+    dataset: str,
+    recording_id: int,
+    block: int,
+    layers: Sequence[str],
+    pooling: str | None,
+    *,
+    mark: Mark | None = None,
+    run_id: int | None = None,
+) -> tuple[int, list[str]]:
+    """One block of a recording, for the layers that lack it: a unit of work of its own.
+
+    Parameters
+    ----------
+    layers
+        Names of the layers.
+    mark
+        Called with each clip's key before it is decoded, and with None afterwards: a clip that kills the process is known then.
+
+    Returns
+    -------
+    int, list of str
+        Clips recorded now, and keys of those that cannot be read. Where there are any, nothing is stored, they are kept in
+        `failures`, and the recording has to begin again on a snapshot without them.
+    """
+    with db.reading(engine) as session:
+        recording = session.get_one(Recording, recording_id)
+        n_clips = session.get_one(ProbingSet, recording.probing_set_id).n_clips
+        first, n = activations.block_bounds(block, n_clips)
+        members = _members(session, recording.probing_set_id, first, n)
+        by_name = {layer.name: layer for layer in networks.layers(session, network)}
+        ids = [by_name[name].id for name in layers]
+        missing = activations.missing_layers(session, recording_id, block, ids)
+    specs = [spec for spec in choose_layers(loaded, list(layers), pooling) if by_name[spec.name].id in missing]
+    if not specs:
+        return 0, []
+    _check_files(members, dataset)
+    try:
+        _land(engine, loaded, recording_id, by_name, specs, members, block, n_clips, lambda _n: None, mark)
+    except _ClipsFailedError as exc:
+        _keep_failures(engine, dataset, exc.failures, run_id)
+        return 0, [member.key for member, _ in exc.failures]
+    return n, []
+
+
+def restart(
+    engine: sa.Engine, network: Network, loaded: LoadedNetwork, dataset: str, pooling: str | None, old: int
+) -> int:
+    """The recording that takes the place of one some of whose clips cannot be read; returns its id.
+
+    What was recorded of clips before the first of them is taken over. The old one is dropped where nothing reads it.
+    """
+    with db.transaction(engine) as session:
+        before = session.get_one(Recording, old)
+        probing = datasets.snapshot(session, datasets.find(session, dataset).id)
+        recording_id = ensure_recording(
+            session, network.id, probing.id, plan(network, loaded, dataset, probing, pooling)
+        )
+        if recording_id == old:
+            return old
+        first = session.scalar(
+            sa.text(
+                "SELECT min(m.position) FROM probing_set_clips m WHERE m.probing_set_id = :old AND NOT EXISTS ("
+                " SELECT FROM probing_set_clips n WHERE n.probing_set_id = :new AND n.clip_id = m.clip_id)"
+            ),
+            {"old": before.probing_set_id, "new": probing.id},
+        )
+        _copy_values(session, old, recording_id, first or 0)
+    return recording_id
+
+
+def _keep_failures(
+    engine: sa.Engine, dataset: str, failures: Sequence[tuple[_Member, str]], run_id: int | None
+) -> None:
+    with db.transaction(engine) as session:
+        for member, reason in failures:
+            provenance.record_failure(
+                session, stage="record", scope=f"dataset:{dataset}", unit=member.key, reason=reason,
+                run_id=run_id, clip_id=member.clip_id,
+            )  # fmt: skip
+
+
+def fold_stretch(engine: sa.Engine, recording_id: int, layers: Sequence[Layer], stretch: int, n_clips: int) -> int:
+    """Fold a stretch of some layers, a layer a transaction; returns how many were folded now."""
+    part = activations.stretches(n_clips)[stretch]
+    folded = 0
     for layer in layers:
         with db.transaction(engine) as session:
-            activations.fold(session, recording_id, layer, stretch)
+            folded += activations.fold(session, recording_id, layer, part)
+    if folded:
+        activations.tidy_landing(engine, recording_id)
+    return folded
 
 
-def _analyze(engine: sa.Engine, recording_id: int) -> None:
+def complete_layers(
+    engine: sa.Engine, recording_id: int, layers: Sequence[Layer], poolings: Mapping[str, str], n_clips: int
+) -> int:
+    """Exemplars and statistics of layers that are folded, a layer a transaction; returns how many were completed now."""
+    completed = 0
+    for layer in layers:
+        with db.transaction(engine) as session:
+            completed += activations.complete_layer(
+                session, recording_id, layer, poolings[layer.name], n_clips, cubes=settings().materialise_cubes
+            )
+    return completed
+
+
+def analyze(engine: sa.Engine, recording_id: int) -> None:
     """The planner knows nothing of fresh partitions; autovacuum would come too late for the next stage."""
     with db.transaction(engine) as session:
-        for table in activations.PARTITIONED:
-            session.execute(sa.text(f"ANALYZE {db.RUNTIME_PREFIX}{table}_{recording_id}"))
+        activations.analyse_partitions(session, recording_id)
 
 
 def _compute(
-    loaded: LoadedNetwork, specs: Sequence[LayerSpec], members: Sequence[_Member], advance: Advance
+    loaded: LoadedNetwork,
+    specs: Sequence[LayerSpec],
+    members: Sequence[_Member],
+    advance: Advance,
+    mark: Mark | None,
 ) -> dict[str, activations.Half]:
     from and_platform.backends.networks.record import record_batches
     from and_platform.services.devices import device
 
     parts: dict[str, list[activations.Half]] = {spec.name: [] for spec in specs}
-    clips = _decoded(members, loaded.rate)
+    clips = _watched(members, loaded.rate, mark) if mark else _decoded(members, loaded.rate)
     for batch in record_batches(loaded, specs, clips, device=device(), batch_size=settings().batch_size):
         for name, values in batch.items():
             parts[name].append(values)
@@ -277,20 +407,39 @@ def _decoded(members: Iterable[_Member], rate: int) -> Iterator[Clip]:
         raise _ClipsFailedError(failures)
 
 
+def _watched(members: Sequence[_Member], rate: int, mark: Mark) -> Iterator[Clip]:
+    """As `_decoded`, but one clip at a time, each announced: if the process dies of one, it is known of which."""
+    clips, failures = [], []
+    for member in members:
+        mark(member.key)
+        try:
+            clips.append(_load(member, rate))
+        except AudioError as exc:
+            failures.append((member, str(exc)))
+    mark(None)
+    if failures:
+        raise _ClipsFailedError(failures)
+    yield from clips
+
+
 def _load(member: _Member, rate: int) -> Clip:
-    waveform, rate = audio.load(member.path, rate, member.sha256)
+    waveform, rate = audio.load(audio.at(member.root, member.key), rate, member.sha256)
     return Clip(member.key, waveform, rate)
 
 
-def _members(session: Session, probing_set_id: int) -> list[_Member]:
+def _members(session: Session, probing_set_id: int, first: int = 0, n_clips: int | None = None) -> list[_Member]:
+    """The clips of a probing set in order of position, or `n_clips` of them from `first` on."""
     rows = session.execute(
         sa.select(ProbingSetClip.position, ClipRow.id, Dataset.root, ClipRow.path, ClipRow.sha256)
         .join(ClipRow, ClipRow.id == ProbingSetClip.clip_id)
         .join(Dataset, Dataset.id == ClipRow.dataset_id)
-        .where(ProbingSetClip.probing_set_id == probing_set_id)
+        .where(ProbingSetClip.probing_set_id == probing_set_id, ProbingSetClip.position >= first)
         .order_by(ProbingSetClip.position)
+        .limit(n_clips)
     )
-    return [_Member(position, clip, path, Path(root) / path, sha256) for position, clip, root, path, sha256 in rows]
+    return [
+        _Member(position, clip, path, Path(root) / path, root, sha256) for position, clip, root, path, sha256 in rows
+    ]
 
 
 def _copy_values(session: Session, source: int, target: int, first_changed: int) -> None:
@@ -315,18 +464,39 @@ def _copy_values(session: Session, source: int, target: int, first_changed: int)
     )
 
 
-def _drop_abandoned(session: Session, recording_id: int) -> None:
-    """A recording that was given up for one on a smaller snapshot, before any of its layers was complete."""
-    used = session.scalar(
-        sa.text(
-            "SELECT EXISTS (SELECT FROM recorded_layers WHERE recording_id = :id)"
-            " OR EXISTS (SELECT FROM dissections WHERE recording_id = :id)"
-        ),
-        {"id": recording_id},
+def drop_abandoned(session: Session, recording_id: int) -> bool:
+    """Drop a recording that was given up for one on a smaller snapshot, if none of its layers is complete or dissected.
+
+    Returns
+    -------
+    bool
+        True if it is gone. Its partitions are still there: `free_partitions` takes them away, after this is committed.
+    """
+    activations.lock_recording(session, recording_id)
+    return (
+        session.execute(
+            sa.text(
+                "DELETE FROM recordings r WHERE r.id = :id"
+                " AND NOT EXISTS (SELECT FROM recorded_layers l WHERE l.recording_id = r.id)"
+                " AND NOT EXISTS (SELECT FROM dissections d WHERE d.recording_id = r.id) RETURNING r.id"
+            ),
+            {"id": recording_id},
+        ).one_or_none()
+        is not None
     )
-    if not used:
-        activations.drop_partitions(session, recording_id)
-        session.execute(sa.delete(Recording).where(Recording.id == recording_id))
+
+
+def free_partitions(engine: sa.Engine, recording_id: int, progress: Progress = SILENT) -> int:
+    """Take away the partitions of a recording that is gone; returns the bytes freed.
+
+    A user who does not own them leaves them for the owner's `andp db vacuum`.
+    """
+    with db.reading(engine) as session:
+        if owner_if_other(session, activations.PARTITIONED[0]):
+            return 0
+    return activations.drop_partitions(
+        engine, recording_id, waiting=lambda who: progress.note(f"waiting for the transaction of {who} …")
+    )
 
 
 def _check_files(members: Sequence[_Member], dataset: str) -> None:
@@ -358,19 +528,44 @@ def overview(engine: sa.Engine) -> list[dict[str, object]]:
         return [dict(row._mapping) for row in rows]
 
 
-def drop(engine: sa.Engine, recording_id: int) -> None:
-    """Drop a recording and its activations.
+def unused(engine: sa.Engine) -> list[int]:
+    """Ids of the recordings that no dissection reads."""
+    with db.reading(engine) as session:
+        return list(
+            session.scalars(
+                sa.text(
+                    "SELECT r.id FROM recordings r WHERE NOT EXISTS"
+                    " (SELECT FROM dissections d WHERE d.recording_id = r.id) ORDER BY r.id"
+                )
+            )
+        )
+
+
+def drop(engine: sa.Engine, recording_id: int, *, progress: Progress = SILENT) -> int:
+    """Drop a recording and its activations, beside others who record, fold and match, and keep none of them waiting.
+
+    The recording's row goes first, its partitions follow: nobody begins to use what is half gone. Killed between the two,
+    the same call, or `andp db vacuum`, drops the rest.
+
+    Returns
+    -------
+    int
+        Bytes on disk that were freed.
 
     Raises
     ------
     NotFoundError, ConflictError
         There is none, or dissections read it.
+    DatabaseError
+        Its tables are another user's.
     """
-    from and_platform.schema import Dissection
-
     with db.transaction(engine) as session:
+        owner = owner_if_other(session, activations.PARTITIONED[0])
+        if owner:
+            raise DatabaseError(f"only the owner of the tables drops recordings; connect as '{owner}'")
+        activations.lock_recording(session, recording_id)
         recording = session.get(Recording, recording_id)
-        if recording is None:
+        if recording is None and recording_id not in activations.leftover(session):
             raise NotFoundError(f"no recording {recording_id}; see: andp recordings list")
         users = session.scalars(sa.select(Dissection.id).where(Dissection.recording_id == recording_id)).all()
         if users:
@@ -378,5 +573,6 @@ def drop(engine: sa.Engine, recording_id: int) -> None:
                 f"recording {recording_id} is read by dissections; drop them first: "
                 + "; ".join(f"andp dissections drop {user}" for user in users)
             )
-        activations.drop_partitions(session, recording_id)
-        session.delete(recording)
+        if recording:
+            session.delete(recording)
+    return free_partitions(engine, recording_id, progress)

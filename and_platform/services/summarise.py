@@ -169,6 +169,17 @@ def summarise(
     return len(todo)
 
 
+def ask(engine: sa.Engine, summariser: Summariser, job: Job, layer: Layer, units: tuple[int, int]) -> list[Points]:
+    """Points of both sides of a layer's neurons from one unit to before another; an LLM's answers are kept for `summarise`."""
+    with db.reading(engine) as session:
+        caption_id = provenance.find_recipe(session, job.caption_plan) or 0
+        table = read_captions(session, job.probing.id, job.probing.n_clips, caption_id)
+        exemplars = [read_exemplars(session, job.recording_id, layer, side, job.k) for side in SIDES]
+    summariser.prepare(engine, table, SILENT)
+    chosen = np.concatenate([of_side[slice(*units)] for of_side in exemplars])
+    return summariser.points(engine, chosen, f"ask: {layer.name}", SILENT)
+
+
 def _write(session: Session, recipe_id: int, layer: Layer, both: list[Points], run_id: int | None) -> None:
     """Rows of a layer: summaries that are there already (of a run in which others failed) stay."""
     session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('summarise'), :id)"), {"id": layer.id})

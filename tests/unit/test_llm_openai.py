@@ -20,6 +20,7 @@ from and_platform.backends.base import Form, Generation, Prompt
 from and_platform.backends.endpoints import EndpointError, _retry_after
 from and_platform.backends.llms import forms
 from and_platform.backends.llms.openai import OpenAILLM
+from and_platform.config import settings
 from and_platform.errors import ConfigError, GenerationError
 
 Reply = tuple[int, dict[str, str], Any]
@@ -226,6 +227,7 @@ def test_the_key_comes_from_its_variable_alone(endpoint: Endpoint, monkeypatch: 
     monkeypatch.delenv("ANDP_LLM_API_KEY", raising=False)
     ask(endpoint, "a")
     monkeypatch.setenv("ANDP_LLM_API_KEY", "secret")
+    settings.cache_clear()
     llm = client(endpoint)
     llm.generate([Prompt("b")], max_tokens=9)
     assert [headers.get("authorization") for headers in endpoint.headers] == [None, "Bearer secret"]

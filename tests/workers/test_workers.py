@@ -191,7 +191,11 @@ def test_settings_are_those_that_lose_nothing(database_url: URL, monkeypatch: py
     assert made["broker_url"] == f"pgmq://localhost:5432/{database_url.database}"
     assert made["task_acks_late"] and made["task_reject_on_worker_lost"]
     assert made["accept_content"] == ["json"]
-    assert not made["worker_enable_remote_control"]
+    assert not made["worker_enable_remote_control"] and not made["task_create_missing_queues"]
+    assert not made["worker_cancel_long_running_tasks_on_connection_loss"]
+    assert made["broker_connection_max_retries"] is None and made["worker_prefetch_multiplier"] == 1
+    assert {queue.name for queue in made["task_queues"]} == {"andp.cpu", "andp.gpu", "andp.llm", "andp.db"}
+    assert all(queue.durable and queue.no_declare for queue in made["task_queues"])  # pgmq's are made with its schema
     options = made["broker_transport_options"]
     assert (options["visibility_timeout"], options["init_extension"]) == (77, False)
     assert f"dbname={database_url.database}" in options["conn_string"]
@@ -204,7 +208,7 @@ def test_another_broker_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
 
     made = configuration()
     assert made["broker_url"] == "amqp://andp:secret@queue.example:5672//"
-    assert made["broker_transport_options"] == {"visibility_timeout": 3600}
+    assert made["broker_transport_options"] == {"confirm_publish": True}
 
 
 def test_an_option_that_the_transport_would_drop_is_refused() -> None:

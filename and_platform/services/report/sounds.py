@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -57,7 +56,7 @@ class Store:
         if path in self.unreadable or clip_id in self.beyond:
             return False
         try:
-            decoded = audio.decode(Path(root) / path, sha256)
+            decoded = audio.decode(audio.at(root, path), sha256)
         except AudioError as error:
             self.unreadable[path] = str(error)
             return False

@@ -311,19 +311,19 @@ def _write_clips(token: str, clips: list[dict[str, Any]], folder: Path, audio: s
     for row in clips:
         digest = hashlib.sha256(f"{token} {row['sha256']}".encode()).hexdigest()
         names[row["clip_id"]] = f"{digest[:12]}.{audio}"
-        _transcode(Path(row["root"]) / row["path"], row["path"], row["sha256"], folder / names[row["clip_id"]])
+        _transcode(row["root"], row["path"], row["sha256"], folder / names[row["clip_id"]])
         advance(1)
     return names
 
 
-def _transcode(source: Path, key: str, sha256: str, target: Path) -> None:
+def _transcode(root: str, key: str, sha256: str, target: Path) -> None:
     """Write a clip as the network hears it: one channel, at its own loudness; without the tags of its file."""
     import soundfile
 
     from and_platform.backends import audio
 
     try:
-        sound = audio.decode(source, sha256)
+        sound = audio.decode(audio.at(root, key), sha256)
     except AudioError as error:
         raise AudioError(f"cannot write '{key}': {error}; bring the file back, or ingest the data set again") from error
     waveform, rate = np.clip(sound.waveform, -1, 1), sound.rate

@@ -1,0 +1,437 @@
+"""The ledger of units: who does which, how often it was tried, and what became of it.
+
+A message may be delivered twice, late, or never. So nothing is taken from it but an id: whether the unit is still to be
+done is asked here, under a lock on its row. Every step down this module's road (`add_units`, `top_up`, `claim`, `finish` or
+`release` or `fail`, `follow`) may be interrupted and done again:
+
+- killed before `claim` commits: the message comes back, nothing has happened;
+- killed at work: the message comes back, or `sweep` finds the worker silent; the next claim counts a second try;
+- killed between `finish` and `follow`: the message comes back, the unit is over, and `follow` is done again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import psutil
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from and_platform import db
+from and_platform.schema import OPEN
+
+SILENT_S = 30.0
+"""Seconds after which a worker that is not heard of is taken for dead; it beats six times in them."""
+
+LOST_S = 20.0
+"""Seconds after which a message that is neither waiting in its queue nor at work is taken for lost."""
+
+_BUSY_ELSEWHERE_S = 3.0
+
+
+class Messenger(Protocol):
+    """Who sends messages. A message may be sent twice; it must not be lost without an error."""
+
+    def unit(self, queue: str, unit_id: int) -> None:
+        """Tell a worker of a queue to do a unit."""
+        ...
+
+    def advance(self, run_id: int) -> None:
+        """Tell a worker to see what a run needs next."""
+        ...
+
+
+class NewUnit(NamedTuple):
+    """A unit to be added. `key` says what is done in terms that are the same in every run."""
+
+    key: str
+    payload: dict[str, Any]
+    size: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit that this process is to do, or that is over."""
+
+    id: int
+    run_id: int
+    step: str
+    queue: str
+    key: str
+    payload: dict[str, Any]
+    size: int
+    attempts: int
+    """Tries, this one included."""
+    doing: str | None = None
+    """The clip that the last try was at when its worker died."""
+
+
+class Claim(NamedTuple):
+    """What is to be done with a unit that a message names.
+
+    `todo`: it is this process's now. `over`: it is done, failed or cancelled; all that may be missing is what follows.
+    `spent`: it has been tried as often as is allowed, and its worker died each time. `elsewhere`: somebody is at it, or
+    there is no such unit.
+    """
+
+    verdict: str
+    unit: Unit | None = None
+
+
+@dataclass(frozen=True)
+class Me:
+    """The process that does units: its worker's row, and the units it has in work (threads share a process)."""
+
+    worker_id: int
+    in_work: set[int]
+
+
+def add_units(session: Session, run_id: int, step: str, queue: str, units: Iterable[NewUnit]) -> int:
+    """Add what is to be done in a step; returns how many units were new.
+
+    Units that are there already stay as they are, but for those that were done: what is asked for again is missing again.
+    """
+    return db.insert_new(
+        session,
+        "work_units",
+        {"run_id": "int8", "step": "text", "queue": "text", "key": "text", "payload": "jsonb", "size": "int4"},
+        ((run_id, step, queue, unit.key, _json(unit.payload), unit.size) for unit in units),
+        "(run_id, step, key) DO UPDATE SET state = 'waiting', attempts = 0, not_before = NULL, reason = NULL"
+        " WHERE work_units.state = 'done'",
+    )
+
+
+def _json(value: Mapping[str, Any]) -> Any:
+    from psycopg.types.json import Jsonb
+
+    return Jsonb(dict(value))
+
+
+def top_up(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int, queue: str | None = None) -> int:
+    """Send messages of waiting units, until `window` of this run are with the broker in each queue.
+
+    So queues stay short whatever there is to do, and a slow database slows workers instead of filling the broker. Messages go
+    out before the commit: killed in between, they are sent again, which does no harm; the other way round they would be lost.
+
+    Returns
+    -------
+    int
+        Messages sent.
+    """
+    sent = 0
+    with db.transaction(engine) as session:
+        queues = session.scalars(
+            sa.text(
+                "SELECT DISTINCT s.queue FROM run_steps s WHERE s.run_id = :run AND s.finished_at IS NULL"
+                " AND (CAST(:queue AS text) IS NULL OR s.queue = :queue) ORDER BY 1"
+            ),
+            {"run": run_id, "queue": queue},
+        ).all()
+        for name in queues:
+            rows = session.execute(_NEXT, {"run": run_id, "queue": name, "window": window}).scalars().all()
+            for unit_id in rows:
+                messenger.unit(name, unit_id)
+            sent += len(rows)
+    return sent
+
+
+_NEXT = sa.text(
+    "UPDATE work_units SET state = 'sent', sent_at = now() WHERE id = ANY (ARRAY("
+    " SELECT id FROM work_units WHERE run_id = :run AND queue = :queue AND state = 'waiting'"
+    " AND (not_before IS NULL OR not_before <= now())"
+    " AND (SELECT outcome = 'running' FROM runs WHERE id = :run)"
+    " ORDER BY id LIMIT greatest(:window - (SELECT count(*) FROM work_units"
+    "   WHERE run_id = :run AND queue = :queue AND state = 'sent'), 0)"
+    " FOR UPDATE SKIP LOCKED)) RETURNING id"
+)
+
+
+def claim(engine: sa.Engine, unit_id: int, me: Me, most_attempts: int) -> Claim:
+    """Take a unit, or learn why it is not to be done. See `Claim`."""
+    with db.transaction(engine) as session:
+        row = session.execute(_LOCKED, {"id": unit_id}).one_or_none()
+        if row is None:
+            return Claim("elsewhere")
+        unit = Unit(
+            row.id, row.run_id, row.step, row.queue, row.key, row.payload, row.size, row.attempts + 1, row.doing
+        )  # fmt: skip
+        if row.state not in OPEN:
+            return Claim("over", unit)
+        if row.outcome != "running":
+            session.execute(sa.text("UPDATE work_units SET state = 'cancelled' WHERE id = :id"), {"id": unit_id})
+            return Claim("over", unit)
+        if row.state == "running" and _alive(row, me):
+            return Claim("elsewhere")
+        if row.attempts >= most_attempts:
+            return Claim("spent", unit)
+        twin = session.execute(_TWIN, {"key": row.key, "id": unit_id}).one_or_none()
+        if twin is not None and _alive(twin, me):
+            # The same work for another run: when that is done, this is done with it.
+            session.execute(
+                sa.text(
+                    "UPDATE work_units SET state = 'waiting', not_before = now() + make_interval(secs => :wait) WHERE id = :id"
+                ),
+                {"id": unit_id, "wait": _BUSY_ELSEWHERE_S},
+            )
+            return Claim("elsewhere")
+        session.execute(
+            sa.text(
+                "UPDATE work_units SET state = 'running', attempts = attempts + 1, started_at = now(), doing = NULL,"
+                " worker_id = :worker, pid = :pid WHERE id = :id"
+            ),
+            {"id": unit_id, "worker": me.worker_id, "pid": os.getpid()},
+        )
+        return Claim("todo", unit)
+
+
+_WHO = (
+    "u.id, u.pid, u.worker_id, w.host,"
+    f" w.stopped_at IS NULL AND w.seen_at > now() - make_interval(secs => {SILENT_S}) AS heard_of"
+)
+_LOCKED = sa.text(
+    "SELECT u.run_id, u.step, u.queue, u.key, u.payload, u.size, u.state, u.attempts, u.doing, r.outcome,"
+    f" {_WHO} FROM work_units u JOIN runs r ON r.id = u.run_id LEFT JOIN workers w ON w.id = u.worker_id"
+    " WHERE u.id = :id FOR UPDATE OF u"
+)
+_TWIN = sa.text(
+    f"SELECT {_WHO} FROM work_units u LEFT JOIN workers w ON w.id = u.worker_id"
+    " WHERE u.key = :key AND u.id <> :id AND u.state = 'running' LIMIT 1"
+)
+
+
+def _alive(row: Any, me: Me) -> bool:
+    """Whether somebody is still at a running unit. A child that was killed leaves a worker that still beats."""
+    if row.host == socket.gethostname():
+        if row.pid == os.getpid():
+            return row.id in me.in_work
+        return bool(row.heard_of) and psutil.pid_exists(row.pid)
+    return bool(row.heard_of)
+
+
+def finish(engine: sa.Engine, unit: Unit, seconds: float, counts: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Say that a unit is done, and with it those of other runs that are the same work.
+
+    Returns
+    -------
+    list of (run id, step)
+        Where a unit has ended: give them to `follow`.
+    """
+    with db.transaction(engine) as session:
+        # In one order, whoever does it: two that end the same work at once do not wait for each other for ever.
+        ids = session.scalars(
+            sa.text(
+                "SELECT id FROM work_units WHERE key = (SELECT key FROM work_units WHERE id = :id)"
+                " AND (state IN ('waiting', 'sent', 'running') OR id = :id) ORDER BY id FOR UPDATE"
+            ),
+            {"id": unit.id},
+        ).all()
+        rows = session.execute(
+            sa.text(
+                "UPDATE work_units SET state = 'done', finished_at = now(), doing = NULL, reason = NULL, traceback = NULL,"
+                " started_at = coalesce(started_at, now()),"
+                " seconds = CASE WHEN id = :id THEN :seconds END,"
+                " counts = CASE WHEN id = :id THEN CAST(:counts AS jsonb) ELSE '{}' END"
+                " WHERE id = ANY (:ids) RETURNING run_id, step"
+            ),
+            {"id": unit.id, "ids": list(ids), "seconds": seconds, "counts": _dumps(counts)},
+        )
+        return sorted({(row.run_id, row.step) for row in rows})
+
+
+def _dumps(value: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(dict(value))
+
+
+def release(engine: sa.Engine, unit: Unit, reason: str, traceback: str | None, wait: float) -> None:
+    """Put a unit back after a try that failed; it is sent again in `wait` seconds."""
+    with db.transaction(engine) as session:
+        session.execute(
+            sa.text(
+                "UPDATE work_units SET state = 'waiting', not_before = now() + make_interval(secs => :wait), doing = NULL,"
+                " reason = :reason, traceback = :traceback WHERE id = :id AND state IN ('sent', 'running')"
+            ),
+            {"id": unit.id, "reason": reason, "traceback": traceback, "wait": wait},
+        )
+
+
+def put_back(engine: sa.Engine, unit: Unit, reason: str, wait: float) -> None:
+    """Put a unit back that this worker cannot do: no try is counted."""
+    with db.transaction(engine) as session:
+        session.execute(
+            sa.text(
+                "UPDATE work_units SET state = 'waiting', not_before = now() + make_interval(secs => :wait),"
+                " attempts = greatest(attempts - 1, 0), reason = :reason WHERE id = :id AND state = 'running'"
+            ),
+            {"id": unit.id, "reason": reason, "wait": wait},
+        )
+
+
+def fail(session: Session, unit: Unit, reason: str, traceback: str | None) -> None:
+    """Give a unit up."""
+    session.execute(
+        sa.text(
+            "UPDATE work_units SET state = 'failed', finished_at = now(), reason = :reason, traceback = :traceback"
+            " WHERE id = :id AND state IN ('waiting', 'sent', 'running')"
+        ),
+        {"id": unit.id, "reason": reason, "traceback": traceback},
+    )
+
+
+def split(session: Session, unit: Unit, parts: Iterable[NewUnit], attempts: int) -> None:
+    """Put smaller units in the place of one that kills its workers; `attempts` are those they begin with."""
+    session.execute(
+        sa.text("UPDATE work_units SET state = 'cancelled', finished_at = now(), reason = 'split' WHERE id = :id"),
+        {"id": unit.id},
+    )
+    new = list(parts)
+    add_units(session, unit.run_id, unit.step, unit.queue, new)
+    session.execute(
+        sa.text(
+            "UPDATE work_units SET attempts = :attempts WHERE run_id = :run AND step = :step AND key = ANY (:keys)"
+            " AND state = 'waiting'"
+        ),
+        {"run": unit.run_id, "step": unit.step, "keys": [part.key for part in new], "attempts": attempts},
+    )
+
+
+def mark(engine: sa.Engine, unit: Unit, doing: str | None) -> None:
+    """Write down what a unit is at, so that it is known if its worker dies of it."""
+    with db.transaction(engine) as session:
+        session.execute(sa.text("UPDATE work_units SET doing = :doing WHERE id = :id"), {"id": unit.id, "doing": doing})
+
+
+def follow(engine: sa.Engine, ended: Iterable[tuple[int, str]], messenger: Messenger, window: int) -> None:
+    """After units have ended: the next ones are sent, and where a step has none left its run is told to go on."""
+    for run_id, step in ended:
+        with db.reading(engine) as session:
+            row = session.execute(
+                sa.text(
+                    "SELECT queue, EXISTS (SELECT FROM work_units u WHERE u.run_id = s.run_id AND u.step = s.step"
+                    " AND u.state IN ('waiting', 'sent', 'running')) AS open FROM run_steps s"
+                    " WHERE run_id = :run AND step = :step"
+                ),
+                {"run": run_id, "step": step},
+            ).one_or_none()
+        if row is None:
+            continue
+        if row.open:
+            top_up(engine, run_id, messenger, window=window, queue=row.queue)
+        else:
+            messenger.advance(run_id)
+
+
+# ---------------------------------------------------------------------- what was lost
+
+
+class Swept(NamedTuple):
+    """What `sweep` has put right."""
+
+    abandoned: int
+    """Units whose worker is silent."""
+    unsent: int
+    """Units whose message is not with the broker any more."""
+    sent: int
+    """Messages sent."""
+    nudged: int
+    """Runs that were told to go on."""
+
+
+_SWEEP_LOCK = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('and_platform:sweep'))")
+
+
+def sweep(
+    engine: sa.Engine, messenger: Messenger, depths: Callable[[], Mapping[str, int]], *, window: int
+) -> Swept | None:
+    """Put right what no message will: units of workers that are silent, messages that the broker has lost, runs that wait.
+
+    Every worker does this every few seconds; one at a time is enough, and None is what the others get.
+
+    Parameters
+    ----------
+    depths
+        Messages that wait in each queue. Asked for only where a message may be lost.
+    """
+    with db.transaction(engine) as session:
+        if not session.scalar(_SWEEP_LOCK):
+            return None
+        abandoned = session.execute(_ABANDONED).scalars().all()
+        stale = session.execute(
+            sa.text(
+                "SELECT DISTINCT queue FROM work_units WHERE state = 'sent' AND sent_at < now() - make_interval(secs => :lost)"
+            ),
+            {"lost": LOST_S},
+        ).scalars()
+        queues = set(stale)
+        unsent: Collection[int] = []
+        if queues:
+            waiting = depths()
+            empty = [queue for queue in queues if not waiting.get(queue)]
+            unsent = (
+                session.execute(
+                    sa.text(
+                        "UPDATE work_units SET state = 'waiting', not_before = NULL WHERE id IN (SELECT id FROM work_units"
+                        " WHERE state = 'sent' AND queue = ANY (:queues)"
+                        " AND sent_at < now() - make_interval(secs => :lost) ORDER BY id FOR UPDATE SKIP LOCKED) RETURNING id"
+                    ),
+                    {"queues": empty, "lost": LOST_S},
+                )
+                .scalars()
+                .all()
+            )
+        runs = session.scalars(sa.text("SELECT id FROM runs WHERE distributed AND outcome = 'running'")).all()
+    sent, nudged = 0, 0
+    for run_id in runs:
+        sent += top_up(engine, run_id, messenger, window=window)
+        with db.reading(engine) as session:
+            still = session.scalar(_STILL, {"run": run_id, "lost": LOST_S})
+        if still:
+            messenger.advance(run_id)
+            nudged += 1
+    return Swept(len(abandoned), len(unsent), sent, nudged)
+
+
+_ABANDONED = sa.text(
+    "UPDATE work_units SET state = 'waiting', not_before = NULL,"
+    " reason = coalesce(reason, 'the worker died at it, or its machine is out of reach') WHERE id IN ("
+    " SELECT u.id FROM work_units u LEFT JOIN workers w ON w.id = u.worker_id WHERE u.state = 'running'"
+    f" AND (w.id IS NULL OR w.stopped_at IS NOT NULL OR w.seen_at < now() - make_interval(secs => {SILENT_S}))"
+    " ORDER BY u.id FOR UPDATE OF u SKIP LOCKED) RETURNING id"
+)
+
+_STILL = sa.text(
+    "SELECT NOT EXISTS (SELECT FROM work_units WHERE run_id = :run AND state IN ('waiting', 'sent', 'running'))"
+    " AND coalesce((SELECT max(finished_at) FROM work_units WHERE run_id = :run),"
+    "  (SELECT started_at FROM runs WHERE id = :run)) < now() - make_interval(secs => :lost)"
+)
+
+
+def children_lost(engine: sa.Engine, worker_id: int) -> int:
+    """Put back the units of children of this worker that are gone, where no message has come back for them.
+
+    Only the worker's own host can know it: called by the worker itself. Returns how many there were.
+    """
+    with db.transaction(engine) as session:
+        rows = session.execute(
+            sa.text(
+                "SELECT id, pid FROM work_units WHERE worker_id = :worker AND state = 'running'"
+                " AND started_at < now() - make_interval(secs => :lost)"
+            ),
+            {"worker": worker_id, "lost": LOST_S},
+        ).all()
+        gone = [row.id for row in rows if not psutil.pid_exists(row.pid)]
+        if gone:
+            session.execute(
+                sa.text(
+                    "UPDATE work_units SET state = 'waiting', not_before = NULL,"
+                    " reason = coalesce(reason, 'the process that did it died')"
+                    " WHERE id = ANY (:ids) AND state = 'running'"
+                ),
+                {"ids": gone},
+            )
+    return len(gone)

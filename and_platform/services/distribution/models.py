@@ -1,0 +1,98 @@
+"""The models of a worker: kept loaded between units, the one that was not used for longest let go first."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import RLock
+from typing import Any
+
+from and_platform.backends import registry
+from and_platform.backends.base import Captioner, Releasable
+from and_platform.backends.networks.base import LoadedNetwork
+from and_platform.schema import Network
+from and_platform.services import networks
+from and_platform.services.dissect import Options, Tools
+
+Loaded = Callable[[str, float], None]
+"""Is told what was loaded, and how many seconds that took."""
+
+
+class Models:
+    """A few models by what makes them.
+
+    Parameters
+    ----------
+    most
+        How many are kept.
+    loaded
+        Is told of each that is made.
+    """
+
+    def __init__(self, most: int = 1, loaded: Loaded = lambda _name, _seconds: None) -> None:
+        self._most = most
+        self._loaded = loaded
+        self._kept: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+        self._lock = RLock()  # threads of one worker share them
+
+    def get(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        """The model of a key, made where it is not kept; another one goes first where there is no room."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            while len(self._kept) >= self._most:
+                self._let_go(self._kept.popitem(last=False)[1])
+            began = time.monotonic()
+            self._kept[key] = make()
+            self._loaded(":".join(key[:2]), time.monotonic() - began)
+            return self._kept[key]
+
+    def clear(self) -> None:
+        """Let all of them go."""
+        with self._lock:
+            while self._kept:
+                self._let_go(self._kept.popitem(last=False)[1])
+
+    @staticmethod
+    def _let_go(model: Any) -> None:
+        if isinstance(model, Releasable):
+            model.release()
+        del model
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def network(self, network: Network) -> LoadedNetwork:
+        """The module of a stored network."""
+        found: LoadedNetwork = self.get(("network", network.revision), lambda: networks.load(network))
+        return found
+
+    def captioner(self, options: Options) -> Captioner:
+        """The audio language model of a dissection."""
+        given = dict(options.captioner_options)
+        found: Captioner = self.get(
+            ("captioner", options.captioner, repr(sorted(given.items()))),
+            lambda: registry.create("captioner", options.captioner, **given),
+        )
+        return found
+
+    def tools(self, options: Options) -> Tools:
+        """The encoders, the LLM and the tagger of a dissection."""
+        return _Kept(options, self)
+
+
+class _Kept(Tools):
+    """Tools that share what a worker keeps."""
+
+    def __init__(self, options: Options, models: Models) -> None:
+        super().__init__(options)
+        self._models = models
+
+    def _get(self, role: str, spec: str, **keywords: Any) -> Any:
+        key = (role, spec, repr(sorted(keywords.items())))
+        return self._models.get(key, lambda: registry.create(role, spec, **keywords))

@@ -1,0 +1,397 @@
+"""Runs that workers do: opened here, driven from step to step, cancelled, retried, watched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from and_platform import db
+from and_platform.errors import ConflictError, NotFoundError
+from and_platform.schema import Dissection, Run, RunStep, WorkUnit
+from and_platform.services import datasets, dissect, networks, provenance, record
+from and_platform.services.dissect import Options
+from and_platform.services.distribution import ledger, settled, steps, workers
+from and_platform.services.distribution.ledger import Messenger, NewUnit
+
+
+def start(engine: sa.Engine, network: str, options: Options) -> tuple[int, bool]:
+    """Open a run that workers do, or find the one that does the same already.
+
+    Nothing is loaded or computed here: the first unit, done by a worker, settles the plan.
+
+    Returns
+    -------
+    int, bool
+        Id of the run, and whether it was there already.
+
+    Raises
+    ------
+    NotFoundError
+        No such network or data set.
+    """
+    request = {"network": network, "options": asdict(options)}
+    with db.transaction(engine) as session:
+        networks.find(session, network)
+        datasets.find(session, options.dataset)
+        sha256 = provenance.sha256_of(request)
+        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('run:' || :sha256))"), {"sha256": sha256})
+        there = session.scalars(
+            sa.select(Run.id).where(
+                Run.distributed, Run.outcome == "running", Run.arguments["sha256"].astext == sha256
+            )
+        ).first()  # fmt: skip
+        if there is not None:
+            return there, True
+        run_id = provenance.open_run(session, "dissect", {**request, "sha256": sha256}, distributed=True)
+        for ordinal, step in enumerate(steps.steps_of(options)):
+            session.add(
+                RunStep(
+                    run_id=run_id, step=step.name, ordinal=ordinal, stage=step.stage, queue=step.queue(options),
+                    unit=step.unit,
+                )
+            )  # fmt: skip
+        session.flush()
+        _add_plan(session, run_id, None)
+        return run_id, False
+
+
+def absolute(options: Options) -> Options:
+    """The same options with paths that hold from any folder: workers are started elsewhere."""
+    given: dict[str, Any] = {}
+    for name in ("captioner", "llm", "sentence_encoder", "text_encoder", "audio_encoder"):
+        spec = getattr(options, name)
+        backend, colon, where = (spec or "").partition(":")
+        if colon and where and Path(where).expanduser().exists():
+            given[name] = f"{backend}:{Path(where).expanduser().resolve()}"
+    return replace(options, **given)
+
+
+def _add_plan(session: Session, run_id: int, replaces: int | None) -> None:
+    """The unit that settles the plan; `replaces`: the recording that some clips cannot be part of."""
+    key = f"plan:{run_id}:{replaces or ''}"
+    ledger.add_units(session, run_id, "plan", "gpu", [NewUnit(key, {"replaces": replaces}, 1)])
+    session.execute(
+        sa.update(RunStep)
+        .where(RunStep.run_id == run_id, RunStep.step == "plan")
+        .values(planned_at=sa.func.now(), finished_at=None)
+    )
+
+
+# ---------------------------------------------------------------------- from step to step
+
+
+def advance(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int) -> None:
+    """See what a run needs next: steps that are over, units of those that can begin, the end. Safe to do at any time."""
+    with db.transaction(engine) as session:
+        run = session.get(Run, run_id, with_for_update=True)
+        if run is None or run.outcome != "running":
+            return
+        rows = session.scalars(sa.select(RunStep).where(RunStep.run_id == run_id).order_by(RunStep.ordinal)).all()
+        while _proceed(session, engine, run, rows):
+            pass
+        if not _open_units(session, run_id):
+            _close(session, engine, run, rows)
+    ledger.top_up(engine, run_id, messenger, window=window)
+
+
+def _proceed(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep]) -> bool:
+    """One pass over the steps; True if another one may find more."""
+    session.flush()
+    there = {row.step for row in rows}
+    over = {row.step for row in rows if row.finished_at is not None}
+    blocked = _failed_steps(session, run.id)
+    open_ = _open_steps(session, run.id)
+    changed = False
+    known: settled.Settled | None = None
+    for row in rows:
+        if row.finished_at is not None:
+            continue
+        before = {name for name in steps.BY_NAME[row.step].after if name in there}
+        if not before <= over or before & blocked:
+            continue
+        if row.planned_at is None:
+            known = known or settled.load(engine, session, run)
+            _begin_dissection(session, run, known, over | ({"record"} - there))
+            units = steps.missing(session, engine, row.step, known)
+            ledger.add_units(session, run.id, row.step, row.queue, units)
+            # Stretches are folded as they fill up: the step is planned when there is nothing left to fill them.
+            if row.step != "fold" or "record" in over:
+                row.planned_at = sa.func.now()
+                changed = True
+            session.flush()
+            open_ = _open_steps(session, run.id)
+        if row.planned_at is not None and row.step not in open_:
+            row.finished_at = sa.func.now()
+            if row.step == "exemplars" and known is not None:
+                record.analyze(engine, known.recording_id)
+            changed = True
+    return changed
+
+
+def _begin_dissection(session: Session, run: Run, known: settled.Settled, over: set[str]) -> None:
+    """The dissection's row is made when it is settled which clips are in."""
+    if run.dissection_id is None and "record" in over:
+        run.dissection_id = dissect.ensure_dissection(session, known.plan, known.options, known.recording_id)
+
+
+def _open_steps(session: Session, run_id: int) -> set[str]:
+    return set(
+        session.scalars(
+            sa.select(WorkUnit.step)
+            .distinct()
+            .where(WorkUnit.run_id == run_id, WorkUnit.state.in_(("waiting", "sent", "running")))
+        )
+    )
+
+
+def _open_units(session: Session, run_id: int) -> bool:
+    return bool(_open_steps(session, run_id))
+
+
+def _failed_steps(session: Session, run_id: int) -> set[str]:
+    """Steps with a failed unit that the later ones cannot do without."""
+    found = session.scalars(
+        sa.select(WorkUnit.step).distinct().where(WorkUnit.run_id == run_id, WorkUnit.state == "failed")
+    )
+    return {step for step in found if not steps.BY_NAME[step].soft}
+
+
+def _close(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep]) -> None:
+    """The end of a run: nothing is open any more, and nothing more can begin."""
+    failed = session.execute(
+        sa.text(
+            "SELECT count(*) AS units, min(step || ': ' || reason) AS example FROM work_units"
+            " WHERE run_id = :run AND state = 'failed'"
+        ),
+        {"run": run.id},
+    ).one()
+    whole = all(row.finished_at is not None for row in rows) and not _failed_steps(session, run.id)
+    counts = _counts(session, run, rows)
+    if run.plan is not None:
+        known = settled.load(engine, session, run)
+        _begin_dissection(session, run, known, {row.step for row in rows} | {"record"} if whole else set())
+        if whole and run.dissection_id is not None:
+            wanted = known.options.stages or dissect.STAGES
+            counts["open_failures"] = dissect.complete_in(session, known.plan, run.dissection_id, wanted)
+        for abandoned in run.plan.get("abandoned", []):
+            record.drop_abandoned(session, abandoned)
+    run.outcome = "ok" if whole else "failed"
+    run.counts = counts
+    run.finished_at = sa.func.now()
+    run.error = (
+        None
+        if whole
+        else f"{failed.units} units failed, e.g. {failed.example}; see: andp runs show {run.id}; "
+        f"when the reason is put right: andp runs retry {run.id}"
+    )
+
+
+def _counts(session: Session, run: Run, rows: Sequence[RunStep]) -> dict[str, Any]:
+    """What was done, by stage, as other runs tell it; seconds are those of all workers."""
+    does = dissect.doers(run.arguments["network"], settled.options_of(run))
+    stage_of = {row.step: row.stage for row in rows}
+    sizes = session.execute(
+        sa.text(
+            "SELECT step, sum(size)::bigint AS size, sum(seconds) AS seconds FROM work_units"
+            " WHERE run_id = :run AND state = 'done' GROUP BY step"
+        ),
+        {"run": run.id},
+    ).all()
+    counts: dict[str, Any] = {}
+    for row in sizes:
+        stage = stage_of[row.step]
+        if stage not in does:
+            continue
+        told = counts.setdefault(stage, {"computed": 0, "units": 0, "seconds": 0.0, "by": does[stage]})
+        told["seconds"] = round(told["seconds"] + (row.seconds or 0), 3)
+        if row.step == stage or row.step in ("terms", "pick_concepts", "vectors"):
+            told["computed"] = told["units"] = int(row.size)
+    return counts
+
+
+def again(engine: sa.Engine, run_id: int, recording_id: int) -> None:
+    """Settle the plan anew, since clips of a recording cannot be read; the rows that were made until then stay."""
+    with db.transaction(engine) as session:
+        run = session.get(Run, run_id, with_for_update=True)
+        if run is None or run.outcome != "running" or run.plan is None or run.plan["recording"] != recording_id:
+            return  # another unit that met the same clip was first
+        session.execute(sa.delete(WorkUnit).where(WorkUnit.run_id == run_id, WorkUnit.step != "plan"))
+        session.execute(
+            sa.update(RunStep)
+            .where(RunStep.run_id == run_id, RunStep.step != "plan")
+            .values(planned_at=None, finished_at=None)
+        )
+        abandoned = [*run.plan.get("abandoned", []), recording_id]
+        run.plan = {**run.plan, "abandoned": abandoned}
+        _add_plan(session, run_id, recording_id)
+
+
+# ---------------------------------------------------------------------- what users do with runs
+
+
+def _distributed(session: Session, run_id: int) -> Run:
+    run = session.get(Run, run_id, with_for_update=True)
+    if run is None:
+        raise NotFoundError(f"no run {run_id}; see: andp runs list")
+    if not run.distributed:
+        raise ConflictError(
+            f"run {run_id} is done by the process that began it, not by workers; stop that process, or run its command again"
+        )
+    return run
+
+
+def cancel(engine: sa.Engine, run_id: int) -> int:
+    """Do no more of a run; returns how many units were still to be done. What is there stays.
+
+    Units that a worker is at are finished.
+
+    Raises
+    ------
+    NotFoundError, ConflictError
+        There is no such run, workers do not do it, or it is over.
+    """
+    with db.transaction(engine) as session:
+        run = _distributed(session, run_id)
+        if run.outcome != "running":
+            raise ConflictError(f"run {run_id} is over already: {run.outcome}")
+        run.outcome, run.finished_at = "cancelled", sa.func.now()
+        cancelled = session.execute(
+            sa.text(
+                "UPDATE work_units SET state = 'cancelled', finished_at = now() WHERE id IN (SELECT id FROM work_units"
+                " WHERE run_id = :run AND state IN ('waiting', 'sent') ORDER BY id FOR UPDATE) RETURNING id"
+            ),
+            {"run": run_id},
+        ).all()
+        return len(cancelled)
+
+
+def retry(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int) -> int:
+    """Take a run up again: units that failed or were cancelled are tried anew; returns how many.
+
+    Raises
+    ------
+    NotFoundError, ConflictError
+        There is no such run, workers do not do it, it is still going, or another one does the same.
+    """
+    with db.transaction(engine) as session:
+        run = _distributed(session, run_id)
+        if run.outcome == "running" and not session.scalar(
+            sa.select(sa.exists().where(WorkUnit.run_id == run_id, WorkUnit.state == "failed"))
+        ):
+            raise ConflictError(
+                f"run {run_id} is still going, and nothing of it has failed; see: andp runs watch {run_id}"
+            )
+        twin = session.scalars(
+            sa.select(Run.id).where(
+                Run.distributed, Run.outcome == "running", Run.id != run_id,
+                Run.arguments["sha256"].astext == run.arguments["sha256"],
+            )
+        ).first()  # fmt: skip
+        if twin is not None:
+            raise ConflictError(f"run {twin} does the same already; see: andp runs watch {twin}")
+        back = session.execute(
+            sa.text(
+                "UPDATE work_units SET state = 'waiting', attempts = 0, not_before = NULL, reason = NULL, traceback = NULL,"
+                " finished_at = NULL, doing = NULL WHERE run_id = :run"
+                " AND (state = 'failed' OR (state = 'cancelled' AND reason IS DISTINCT FROM 'split')) RETURNING step"
+            ),
+            {"run": run_id},
+        ).all()
+        again_ = {row.step for row in back}
+        # What follows from a step that is done again is looked at again: most of it is there.
+        for row in session.scalars(sa.select(RunStep).where(RunStep.run_id == run_id).order_by(RunStep.ordinal)):
+            if row.step in again_ or again_ & set(steps.BY_NAME[row.step].after):
+                again_.add(row.step)
+                row.finished_at = None
+                if row.step != "plan":
+                    row.planned_at = None
+        run.outcome, run.error, run.finished_at = "running", None, None
+    advance(engine, run_id, messenger, window=window)
+    return len(back)
+
+
+def progress(session: Session, run_id: int) -> list[dict[str, Any]]:
+    """One row per step of a distributed run: counts, rate (units of size a second), seconds left where that can be told."""
+    rows = session.execute(
+        sa.text("SELECT * FROM run_progress WHERE run_id = :run ORDER BY ordinal"), {"run": run_id}
+    ).mappings()
+    found = []
+    for row in rows:
+        left = None
+        if row["state"] == "open" and row["rate"] and row["planned_at"] is not None:
+            left = max(row["size"] - (row["size_done"] or 0), 0) / row["rate"]
+        found.append({**row, "seconds_left": left})
+    return found
+
+
+def reasons(session: Session, run_id: int) -> list[dict[str, Any]]:
+    """Why units of a run failed or wait, grouped: step, reason, how many, one of them, the latest."""
+    rows = session.execute(
+        sa.text(
+            "SELECT step, state, reason, count(*) AS units, min(id) AS example, max(attempts) AS attempts FROM work_units"
+            " WHERE run_id = :run AND reason IS NOT NULL AND state IN ('failed', 'waiting', 'sent', 'running')"
+            " GROUP BY step, state, reason ORDER BY units DESC, step LIMIT 50"
+        ),
+        {"run": run_id},
+    ).mappings()
+    return [dict(row) for row in rows]
+
+
+def units(session: Session, run_id: int, state: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    """Units of a run, with what their last try came to."""
+    rows = session.execute(
+        sa.text(
+            "SELECT u.id, u.step, u.queue, u.state, u.size, u.attempts, u.doing, u.seconds, w.name AS worker, u.reason,"
+            " u.traceback, u.payload FROM work_units u LEFT JOIN workers w ON w.id = u.worker_id WHERE u.run_id = :run"
+            " AND (CAST(:state AS text) IS NULL OR u.state = :state) ORDER BY u.id LIMIT :limit"
+        ),
+        {"run": run_id, "state": state, "limit": limit},
+    ).mappings()
+    return [dict(row) for row in rows]
+
+
+def idle_queues(engine: sa.Engine, run_id: int) -> list[str]:
+    """Queues in which units of a run wait, and to which no live worker listens."""
+    heard = {queue for worker in workers.alive(engine) for queue in _texts(worker["queues"])}
+    with db.reading(engine) as session:
+        wanted = session.scalars(
+            sa.text(
+                "SELECT DISTINCT queue FROM work_units WHERE run_id = :run AND state IN ('waiting', 'sent') ORDER BY 1"
+            ),
+            {"run": run_id},
+        ).all()
+    return [queue for queue in wanted if queue not in heard]
+
+
+def _texts(value: object) -> list[str]:
+    assert isinstance(value, list)
+    return value
+
+
+def outcome(session: Session, run_id: int) -> dict[str, Any]:
+    """How a run stands: outcome, error, dissection_id, distributed.
+
+    Raises
+    ------
+    NotFoundError
+        No such run.
+    """
+    row = (
+        session.execute(
+            sa.select(
+                Run.outcome, Run.error, Run.dissection_id, Run.distributed, Run.arguments, Run.counts, Dissection.status
+            )
+            .outerjoin(Dissection, Dissection.id == Run.dissection_id)
+            .where(Run.id == run_id)
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        raise NotFoundError(f"no run {run_id}; see: andp runs list")
+    return dict(row)

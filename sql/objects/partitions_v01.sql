@@ -1,0 +1,61 @@
+CREATE FUNCTION andp_make_partitions(recording bigint)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+AS $$
+DECLARE
+    parent text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM recordings r WHERE r.id = andp_make_partitions.recording) THEN
+        RAISE EXCEPTION 'no recording %', recording USING ERRCODE = 'no_data_found';
+    END IF;
+    -- Made aside and attached: the parents stay open to readers and writers.
+    FOREACH parent IN ARRAY ARRAY['activation_blocks', 'activations', 'activation_cubes', 'exemplars', 'neuron_statistics',
+                                  'concept_matches']
+    LOOP
+        EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', 'andp_' || parent || '_' || recording, parent);
+        EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES IN (%s)',
+                       parent, 'andp_' || parent || '_' || recording, recording);
+    END LOOP;
+END $$;
+
+COMMENT ON FUNCTION andp_make_partitions IS
+'Make the partitions of a recording, as the owner of the schema: workers own nothing.';
+
+CREATE FUNCTION andp_analyse_partitions(recording bigint)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+AS $$
+DECLARE
+    parent text;
+BEGIN
+    FOREACH parent IN ARRAY ARRAY['activation_blocks', 'activations', 'activation_cubes', 'exemplars', 'neuron_statistics',
+                                  'concept_matches']
+    LOOP
+        IF to_regclass(format('%I', 'andp_' || parent || '_' || recording)) IS NOT NULL THEN
+            EXECUTE format('ANALYZE %I', 'andp_' || parent || '_' || recording);
+        END IF;
+    END LOOP;
+END $$;
+
+COMMENT ON FUNCTION andp_analyse_partitions IS
+'Tell the planner what the partitions of a recording hold, as the owner of the schema.';
+
+CREATE FUNCTION andp_drop_partitions(recording bigint)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+AS $$
+DECLARE
+    parent text;
+BEGIN
+    IF EXISTS (SELECT FROM dissections d WHERE d.recording_id = andp_drop_partitions.recording) THEN
+        RAISE EXCEPTION 'recording % is read by dissections', recording USING ERRCODE = 'dependent_objects_still_exist';
+    END IF;
+    FOREACH parent IN ARRAY ARRAY['activation_blocks', 'activations', 'activation_cubes', 'exemplars', 'neuron_statistics',
+                                  'concept_matches']
+    LOOP
+        EXECUTE format('DROP TABLE IF EXISTS %I', 'andp_' || parent || '_' || recording);
+    END LOOP;
+END $$;
+
+COMMENT ON FUNCTION andp_drop_partitions IS
+'Take the partitions of a recording away, as the owner of the schema; not those of one that dissections read.';
