@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     most_attempts: Annotated[int, Field(ge=1)] = 3
     """How often workers try a unit before it fails."""
 
+    silent_after: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds after which a worker that is not heard of is taken for dead; it beats six times in them. The same everywhere."""
+
     queue_window: Annotated[int, Field(ge=1)] = 200
     """Messages of a run that are in a queue at a time; the rest waits in the database. Two for each process or more."""
 

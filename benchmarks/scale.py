@@ -36,9 +36,12 @@ from and_platform import db
 from and_platform.config import Settings
 from and_platform.embedded import EmbeddedServer
 from and_platform.schema import Clip, Concept, ConceptSet, Dataset, Encoder, Layer, Network, ProbingSet, ProbingSetClip
-from and_platform.services import activations, embed, match, provenance, record
+from and_platform.services import activations, embed, match, provenance, record, storage
 from and_platform.services.provenance import RecipePlan
 from and_platform.services.texts import text_ids
+
+HEAD = 50
+"""Units of the last layer, as of a classifier of 50 classes."""
 
 STEPS = ("land", "fold", "complete", "read", "match", "drop")
 Row = dict[str, Any]
@@ -53,6 +56,12 @@ def main() -> None:
     parser.add_argument("--functions", nargs="+", default=["cos_cubed", "soft_wpmi"], help="similarity functions")
     parser.add_argument("--cubes", action="store_true", help="keep cubed activations too")
     parser.add_argument("--vectors", type=int, nargs="+", default=[10_000], help="sizes of HNSW indexes to build")
+    parser.add_argument(
+        "--build-memory", nargs="+", default=["256MB"], help="maintenance_work_mem of the server, for them"
+    )
+    parser.add_argument(
+        "--dissected", help="URL of a database with one dissection: what its other tables take a neuron"
+    )
     parser.add_argument("--dim", type=int, default=384, help="dimensions of those vectors")
     parser.add_argument("--results", type=Path, help="write what was measured (JSON)")
     parser.add_argument("--figure", type=Path, help="draw time and size against work (.svg, .png, .pdf)")
@@ -69,13 +78,16 @@ def main() -> None:
             apart(home, options, n_neurons, n_clips)
             for n_neurons, n_clips in itertools.product(options.neurons, options.clips)
         ]
-        indexes = [index(db.connect(Settings(home=home)), n, options.dim) for n in options.vectors]
+        engine = db.connect(Settings(home=home))
+        rates = copying(engine)
+        indexes = [index(engine, n, options.dim, memory) for memory in options.build_memory for n in options.vectors]
     finally:
         EmbeddedServer(home).stop()
         shutil.rmtree(home, ignore_errors=True)
     results = {
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count(), "layer_units": options.layer_units,
-        "concepts": options.concepts, "functions": options.functions, "series": series, "indexes": indexes,
+        "concepts": options.concepts, "functions": options.functions, "series": series, "copy": rates, "indexes": indexes,
+        "dissected": dissected(options.dissected) if options.dissected else None,
     }  # fmt: skip
     if options.results:
         options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +165,9 @@ def measure(engine: sa.Engine, options: argparse.Namespace, n_neurons: int, n_cl
             for session in sessions(engine)
         )
         assert match.match(engine, recording_id, scoring_id, layers, recipes) == 0
+    with step(engine, row, "sql"), db.reading(engine) as session:
+        best = sa.text("SELECT count(*) FROM match_concepts(:recording, :name, 'cos', 5, layer => 'head')")
+        assert session.scalar(best, {"recording": recording_id, "name": name}) == 5 * HEAD
     row["relations"] = {table: relation(engine, table, recording_id) for table in activations.PARTITIONED}
     with db.reading(engine) as session:
         row["database"] = session.scalar(sa.text("SELECT pg_database_size(current_database())"))
@@ -178,12 +193,18 @@ def prepare(
         dataset = Dataset(name=name, root="/", kind="folder")
         session.add_all([network, dataset])
         session.flush()
-        starts = range(0, n_neurons, layer_units)
+        head = min(HEAD, n_neurons // 2)
+        widths = [min(layer_units, n_neurons - head - first) for first in range(0, n_neurons - head, layer_units)]
         layers = [
             Layer(network_id=network.id, position=i, name=f"b{i:02d}.ff_in", module_path="-", block=i, kind="ff_in",
-                  n_units=min(layer_units, n_neurons - first), pooling="first", is_default=True)
-            for i, first in enumerate(starts)
+                  n_units=n_units, pooling="first", is_default=True)
+            for i, n_units in enumerate(widths)
         ]  # fmt: skip
+        if head:
+            layers.append(
+                Layer(network_id=network.id, position=len(widths), name="head", module_path="-", kind="head", n_units=head,
+                      pooling="network", is_default=True)
+            )  # fmt: skip
         probing = ProbingSet(dataset_id=dataset.id, sha256=name, n_clips=n_clips)
         session.add_all([*layers, probing])
         session.flush()
@@ -278,13 +299,83 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+# ---------------------------------------------------------------------- rates and sizes of rows
+
+
+def copying(engine: sa.Engine) -> dict[str, Row]:
+    """COPY alone, without reading or computing: wide rows (activations), narrow ones (matches), and rows of work."""
+    print("COPY …", file=sys.stderr, flush=True)
+    _, _, _, recording_id = prepare(engine, "copy", 100, 1, 100)
+    narrow, wide = 1_000_000, 100_000
+    rng = np.random.default_rng(3)
+    tables: dict[str, tuple[int, dict[str, tuple[str, Any]]]] = {
+        "concept_matches": (
+            narrow,
+            {
+                "recording_id": ("int8", recording_id), "recipe_id": ("int8", 1),
+                "neuron_id": ("int8", np.repeat(np.arange(narrow // 5), 5)),
+                "rank": ("int2", np.tile(np.arange(5), narrow // 5)),
+                "concept_id": ("int8", rng.integers(50, size=narrow)),
+                "score": ("float4", rng.random(narrow).astype(np.float32)),
+            },
+        ),
+        "activations": (
+            wide,
+            {
+                "recording_id": ("int8", recording_id), "neuron_id": ("int8", np.arange(wide)), "stretch": ("int4", 0),
+                "values": ("halfvec", np.broadcast_to(rng.normal(size=2_000).astype(np.float16), (wide, 2_000))),
+            },
+        ),
+    }  # fmt: skip
+    rates = {}
+    for table, (n, columns) in tables.items():
+        row: Row = {"rows": n, "seconds": {}, "cpu": {}, "wal": {}, "memory": {}}
+        with step(engine, row, "copy"), db.transaction(engine) as session:
+            db.copy_columns(session, table, columns)
+        row |= {"relation": relation(engine, table, recording_id)}
+        rates[table] = row
+    record.drop(engine, recording_id)
+    n = 20_000
+    with db.transaction(engine) as session:
+        session.execute(
+            sa.text(
+                "WITH made AS (INSERT INTO runs (command, arguments, versions, machine) VALUES ('x', '{}', '{}', '{}')"
+                " RETURNING id), step AS (INSERT INTO run_steps (run_id, step, ordinal, stage, queue, unit)"
+                " SELECT id, 'record', 0, 'record', 'gpu', 'clips' FROM made RETURNING run_id)"
+                " INSERT INTO work_units (run_id, step, queue, key, payload, size, state, started_at, finished_at, seconds)"
+                " SELECT run_id, 'record', 'gpu', 'ask_summaries:12345:' || g, '{\"layer\": 12, \"units\": [64, 128]}', 64,"
+                " 'done', now(), now(), 1 FROM step, generate_series(1, :n) g"
+            ),
+            {"n": n},
+        )
+        size = session.scalar(sa.text("SELECT pg_total_relation_size('work_units')"))
+    return {**rates, "work_units": {"rows": n, "bytes": size}}
+
+
+def dissected(url: str) -> Row:
+    """Bytes of the tables of a database that holds one dissection, indexes included, beside those measured here."""
+    engine = db.make_engine(db.database_url(Settings(database_url=url)))
+    with db.reading(engine) as session:
+        counts = {
+            name: session.scalar(sa.text(f"SELECT count(*) FROM {name}"))
+            for name in ("neurons", "clips", "summary_points", "summaries", "texts", "dissections")
+        }
+        tables = {table.name: table.total_bytes for table in storage.tables(session) if table.partition is None}
+    assert counts["dissections"] == 1
+    return {"counts": counts, "tables": {name: size for name, size in tables.items() if size > 1e5}}
+
+
 # ---------------------------------------------------------------------- vector index
 
 
-def index(engine: sa.Engine, n_vectors: int, dim: int) -> Row:
+def index(engine: sa.Engine, n_vectors: int, dim: int, memory: str) -> Row:
     """Build an HNSW index over unit vectors of summaries, online, as `andp db index` does."""
-    print(f"HNSW of {n_vectors:,} vectors of {dim} …", file=sys.stderr, flush=True)
-    name = f"hnsw {n_vectors} x {dim}"
+    print(f"HNSW of {n_vectors:,} vectors of {dim}, {memory} …", file=sys.stderr, flush=True)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"ALTER SYSTEM SET maintenance_work_mem = '{memory}'")
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
+    engine.dispose()
+    name = f"hnsw {n_vectors} x {dim}, {memory}"
     layers, *_ = prepare(engine, name, n_vectors, 1, n_vectors)
     row: Row = {"vectors": n_vectors, "dim": dim, "seconds": {}, "cpu": {}, "wal": {}, "memory": {}}
     # A thousand directions with noise around them: sentences of neurons gather, they do not fill the sphere.
@@ -300,9 +391,9 @@ def index(engine: sa.Engine, n_vectors: int, dim: int) -> Row:
             sa.text(
                 "INSERT INTO summaries (recipe_id, neuron_id, side, text)"
                 " SELECT :recipe, n.id, s.side, '' FROM neurons n, (VALUES ('high'), ('low')) AS s (side)"
-                " WHERE n.layer_id = :layer"
+                " WHERE n.layer_id = ANY (:layers)"
             ),
-            {"recipe": recipe, "layer": layers[0].id},
+            {"recipe": recipe, "layers": [layer.id for layer in layers]},
         )
         ids = session.scalars(
             sa.text(
@@ -329,6 +420,7 @@ def index(engine: sa.Engine, n_vectors: int, dim: int) -> Row:
         assert embed.ensure_summary_index(engine, encoder)
     with db.reading(engine) as session:
         (found,) = embed.summary_indexes(session, encoder)
+        row["memory_setting"] = session.scalar(sa.text("SHOW maintenance_work_mem"))
         assert found.valid
         row["index_bytes"] = found.size_bytes
     return row
@@ -370,8 +462,8 @@ def show(results: Row) -> None:
         )
     for row in results["indexes"]:
         print(
-            f"HNSW of {row['vectors']:,} vectors of {row['dim']}: {row['seconds']['build']:.1f} s, "
-            f"{row['index_bytes'] / 1e6:.1f} MB"
+            f"HNSW of {row['vectors']:,} vectors of {row['dim']} with {row['memory_setting']}: "
+            f"{row['seconds']['build']:.1f} s, {row['index_bytes'] / 1e6:.1f} MB"
         )
 
 

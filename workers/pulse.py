@@ -17,14 +17,15 @@ import sqlalchemy as sa
 
 from and_platform import db
 from and_platform.config import settings
-from and_platform.errors import AndpError
+from and_platform.errors import AndpError, ConfigError
 from and_platform.services.distribution import ledger, workers
 from workers import brokers
 from workers.messages import MESSENGER
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 5.0
+_BEATS_IN_SILENCE = 6
+"""Beats that a worker misses before it is taken for dead."""
 _SCHEMA_EVERY = 6
 """Beats between two looks at the schema's version."""
 
@@ -35,10 +36,11 @@ class _Pulse(threading.Thread):
         self.engine: sa.Engine = db.connect(role="pulse")
         self.worker_id = workers.enlist(self.engine, name, queues, concurrency, settings().device)
         self._over = threading.Event()
+        self._pause = settings().silent_after / _BEATS_IN_SILENCE
         self._beats = 0
 
     def run(self) -> None:
-        while not self._over.wait(BEAT_S):
+        while not self._over.wait(self._pause):
             try:
                 self._beat()
             except AndpError as exc:  # the database or the broker is away: the next beat may find it
@@ -59,7 +61,7 @@ class _Pulse(threading.Thread):
 
     def stop(self) -> None:
         self._over.set()
-        self.join(BEAT_S)
+        self.join(self._pause)
         try:
             workers.discharge(self.engine, self.worker_id)
         except AndpError as exc:
@@ -73,7 +75,7 @@ _pulse: _Pulse | None = None
 def worker_id() -> int:
     """The row of the worker that this process, or its parent, is."""
     if _pulse is None:
-        raise RuntimeError("no worker runs in this process")
+        raise ConfigError("this worker was not begun by andp worker, and nobody would know that it lives; begin it so")
     return _pulse.worker_id
 
 

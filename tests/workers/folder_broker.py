@@ -13,7 +13,8 @@ def made(folder: Path) -> Celery:
     app = Celery("observed", broker="filesystem://", set_as_current=False)
     app.conf.update(
         broker_transport_options={
-            "data_folder_in": str(folder), "data_folder_out": str(folder), "processed_folder": str(folder / "done"),
+            "data_folder_in": str(folder), "data_folder_out": str(folder),
+            "processed_folder": str(folder / "done"), "control_folder": str(folder / "control"),
         },
         task_ignore_result=True, worker_enable_remote_control=False, task_default_queue="andp.gpu", task_acks_late=True,
         task_reject_on_worker_lost=True, worker_lost_wait=1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -28,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 RATE = 16_000
 N_CLIPS = 6
 NETWORK = "tiny"
-OPTIONS = {"dataset": "tones", "captioner": "describer"}
 
 
 def tones(root: Path) -> Path:
@@ -70,8 +70,7 @@ def worker(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.P
     log = tmp_path / "worker.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-c", "1", "-l", "INFO",
-             "--without-gossip", "--without-mingle", "--without-heartbeat"],
+            [sys.executable, "-m", "and_platform.cli.main", "-v", "worker"],
             env={**environment, "OMP_NUM_THREADS": "1"}, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
         )  # fmt: skip
     try:
@@ -88,19 +87,6 @@ def worker(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.P
         sys.stdout.write(log.read_text(errors="replace"))  # pytest shows it where a test failed
 
 
-@pytest.fixture
-def send(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Send `dissect_stages` as a client does."""
-    monkeypatch.setenv("ANDP_DATABASE_URL", environment["ANDP_DATABASE_URL"])
-    settings.cache_clear()
-    from workers.app import app, configuration
-    from workers.tasks import dissect_stages
-
-    app.conf.update(configuration())  # the app may have been configured for another test's database
-    yield dissect_stages.delay
-    app.close()
-
-
 def rows(engine: sa.Engine, query: str) -> list[tuple[Any, ...]]:
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(sa.text(query))]
@@ -114,40 +100,44 @@ def wait_for(engine: sa.Engine, query: str, wanted: list[tuple[Any, ...]], secon
 
 
 RUNS = "SELECT outcome FROM runs WHERE command = 'dissect' ORDER BY id"
-QUEUED = "SELECT count(*) FROM pgmq.q_andp"
+QUEUED = "SELECT " + ", ".join(f"(SELECT count(*) FROM pgmq.q_andp_{queue})" for queue in ("cpu", "gpu", "db"))
 RECORDED = "SELECT count(*), sum(vector_dims(values)) FROM activations"
 CAPTIONED = "SELECT count(*), count(DISTINCT clip_id) FROM captions"
+TRIES = "SELECT step, attempts, state FROM work_units WHERE step IN ('record', 'caption') ORDER BY id"
 
 
 def test_a_worker_dissects_and_a_killed_child_is_made_good(
-    filled: sa.Engine, worker: subprocess.Popen[bytes], send: Callable[..., Any]
+    filled: sa.Engine, worker: subprocess.Popen[bytes], andp: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     ((n_neurons,),) = rows(
         filled, "SELECT count(*) FROM neurons n JOIN layers l ON l.id = n.layer_id WHERE l.is_default"
     )
+    command = ("dissect", NETWORK, "--dataset", "tones", "--captioner", "describer", "--distributed", "--detach")
 
     with filled.connect() as blocker:
         # The worker gets as far as its first caption, and waits there.
         blocker.execute(sa.text("LOCK TABLE captions IN EXCLUSIVE MODE"))
-        send(NETWORK, OPTIONS, ["record", "caption"])
+        andp(*command)
         wait_for(filled, "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'captions'::regclass", [(1,)])
-        assert rows(filled, RECORDED) == [(n_neurons, n_neurons * N_CLIPS)]
-        assert rows(filled, QUEUED) == [(1,)]  # not acknowledged before it is done
+        assert rows(filled, QUEUED)[0][0] == 1  # not acknowledged before it is done
+        assert "is at it already" in andp(*command).stderr  # the same is asked for twice: one run
         (child,) = psutil.Process(worker.pid).children()
         child.send_signal(signal.SIGKILL)
         psutil.wait_procs([child], timeout=10)
 
-    wait_for(filled, RUNS, [("interrupted",), ("ok",)])
-    wait_for(filled, QUEUED, [(0,)])
+    watched = andp("runs", "watch", str(rows(filled, "SELECT max(id) FROM runs WHERE distributed")[0][0]))
+    assert "caption: done" in watched.stderr
+    assert rows(filled, RUNS) == [("ok",)]
+    assert rows(filled, TRIES) == [("record", 1, "done"), ("caption", 2, "done")]
+    wait_for(filled, QUEUED, [(0, 0, 0)])
     assert rows(filled, RECORDED) == [(n_neurons, n_neurons * N_CLIPS)]
     assert rows(filled, CAPTIONED) == [(N_CLIPS, N_CLIPS)]
+    assert rows(filled, "SELECT status FROM dissections") == [("complete",)]
     assert worker.poll() is None
 
-    # Delivered once more, it finds nothing to do.
-    send(NETWORK, OPTIONS, ["record", "caption"])
-    wait_for(filled, RUNS, [("interrupted",), ("ok",), ("ok",)])
-    last = rows(filled, "SELECT counts FROM runs ORDER BY id DESC LIMIT 1")[0][0]
-    assert {stage: count["computed"] for stage, count in last.items()} == {"record": 0, "caption": 0}
+    # Asked for once more, there is nothing to do but to see that.
+    told = andp(*command[:-1], "--json")
+    assert json.loads(told.stdout)["counts"] == {"open_failures": 0}
     assert rows(filled, CAPTIONED) == [(N_CLIPS, N_CLIPS)]
 
 

@@ -22,15 +22,20 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from and_platform import db
+from and_platform.config import settings
 from and_platform.schema import OPEN
 
-SILENT_S = 30.0
-"""Seconds after which a worker that is not heard of is taken for dead; it beats six times in them."""
-
-LOST_S = 20.0
-"""Seconds after which a message that is neither waiting in its queue nor at work is taken for lost."""
-
 _BUSY_ELSEWHERE_S = 3.0
+
+
+def silent_s() -> float:
+    """Seconds after which a worker that is not heard of is taken for dead."""
+    return settings().silent_after
+
+
+def lost_s() -> float:
+    """Seconds after which a message that is neither waiting in its queue nor at work is taken for lost."""
+    return settings().silent_after * 2 / 3
 
 
 class Messenger(Protocol):
@@ -153,7 +158,7 @@ _NEXT = sa.text(
 def claim(engine: sa.Engine, unit_id: int, me: Me, most_attempts: int) -> Claim:
     """Take a unit, or learn why it is not to be done. See `Claim`."""
     with db.transaction(engine) as session:
-        row = session.execute(_LOCKED, {"id": unit_id}).one_or_none()
+        row = session.execute(_LOCKED, {"id": unit_id, "silent": silent_s()}).one_or_none()
         if row is None:
             return Claim("elsewhere")
         unit = Unit(
@@ -168,7 +173,7 @@ def claim(engine: sa.Engine, unit_id: int, me: Me, most_attempts: int) -> Claim:
             return Claim("elsewhere")
         if row.attempts >= most_attempts:
             return Claim("spent", unit)
-        twin = session.execute(_TWIN, {"key": row.key, "id": unit_id}).one_or_none()
+        twin = session.execute(_TWIN, {"key": row.key, "id": unit_id, "silent": silent_s()}).one_or_none()
         if twin is not None and _alive(twin, me):
             # The same work for another run: when that is done, this is done with it.
             session.execute(
@@ -190,7 +195,7 @@ def claim(engine: sa.Engine, unit_id: int, me: Me, most_attempts: int) -> Claim:
 
 _WHO = (
     "u.id, u.pid, u.worker_id, w.host,"
-    f" w.stopped_at IS NULL AND w.seen_at > now() - make_interval(secs => {SILENT_S}) AS heard_of"
+    " w.stopped_at IS NULL AND w.seen_at > now() - make_interval(secs => :silent) AS heard_of"
 )
 _LOCKED = sa.text(
     "SELECT u.run_id, u.step, u.queue, u.key, u.payload, u.size, u.state, u.attempts, u.doing, r.outcome,"
@@ -360,12 +365,12 @@ def sweep(
     with db.transaction(engine) as session:
         if not session.scalar(_SWEEP_LOCK):
             return None
-        abandoned = session.execute(_ABANDONED).scalars().all()
+        abandoned = session.execute(_ABANDONED, {"silent": silent_s()}).scalars().all()
         stale = session.execute(
             sa.text(
                 "SELECT DISTINCT queue FROM work_units WHERE state = 'sent' AND sent_at < now() - make_interval(secs => :lost)"
             ),
-            {"lost": LOST_S},
+            {"lost": lost_s()},
         ).scalars()
         queues = set(stale)
         unsent: Collection[int] = []
@@ -379,7 +384,7 @@ def sweep(
                         " WHERE state = 'sent' AND queue = ANY (:queues)"
                         " AND sent_at < now() - make_interval(secs => :lost) ORDER BY id FOR UPDATE SKIP LOCKED) RETURNING id"
                     ),
-                    {"queues": empty, "lost": LOST_S},
+                    {"queues": empty, "lost": lost_s()},
                 )
                 .scalars()
                 .all()
@@ -389,7 +394,7 @@ def sweep(
     for run_id in runs:
         sent += top_up(engine, run_id, messenger, window=window)
         with db.reading(engine) as session:
-            still = session.scalar(_STILL, {"run": run_id, "lost": LOST_S})
+            still = session.scalar(_STILL, {"run": run_id, "lost": lost_s()})
         if still:
             messenger.advance(run_id)
             nudged += 1
@@ -400,7 +405,7 @@ _ABANDONED = sa.text(
     "UPDATE work_units SET state = 'waiting', not_before = NULL,"
     " reason = coalesce(reason, 'the worker died at it, or its machine is out of reach') WHERE id IN ("
     " SELECT u.id FROM work_units u LEFT JOIN workers w ON w.id = u.worker_id WHERE u.state = 'running'"
-    f" AND (w.id IS NULL OR w.stopped_at IS NOT NULL OR w.seen_at < now() - make_interval(secs => {SILENT_S}))"
+    " AND (w.id IS NULL OR w.stopped_at IS NOT NULL OR w.seen_at < now() - make_interval(secs => :silent))"
     " ORDER BY u.id FOR UPDATE OF u SKIP LOCKED) RETURNING id"
 )
 
@@ -422,7 +427,7 @@ def children_lost(engine: sa.Engine, worker_id: int) -> int:
                 "SELECT id, pid FROM work_units WHERE worker_id = :worker AND state = 'running'"
                 " AND started_at < now() - make_interval(secs => :lost)"
             ),
-            {"worker": worker_id, "lost": LOST_S},
+            {"worker": worker_id, "lost": lost_s()},
         ).all()
         gone = [row.id for row in rows if not psutil.pid_exists(row.pid)]
         if gone:

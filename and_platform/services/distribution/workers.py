@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from and_platform import db
 from and_platform.backends import registry
 from and_platform.schema import Worker
-from and_platform.services.distribution.ledger import SILENT_S
+from and_platform.services.distribution.ledger import silent_s
 from and_platform.services.provenance import versions
 
 
@@ -56,7 +56,7 @@ def alive(engine: sa.Engine) -> list[dict[str, object]]:
                 " AND u.state = 'running') AS running FROM workers w"
                 " WHERE w.stopped_at IS NULL AND w.seen_at > now() - make_interval(secs => :silent) ORDER BY w.id"
             ),
-            {"silent": SILENT_S},
+            {"silent": silent_s()},
         )
         return [dict(row._mapping) for row in rows]
 

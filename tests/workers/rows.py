@@ -1,0 +1,235 @@
+"""Two databases' results compared row for row, whatever their surrogate keys.
+
+    expected, found = rows.read(undisturbed), rows.read(engine)
+    difference = rows.compare(expected, found)
+    assert not difference, difference.told()
+
+A row is known by names: of its network, layer and unit, its clip's path, its recipe's hash. Texts, positions, ranks and
+flags have to be the same to the letter. Floats may differ by what another batch makes of them: float32 by 1e-4 of their
+size or 1e-5, float16 by two units in the last place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from pgvector import HalfVector, Vector
+
+from and_platform import db
+from and_platform.schema import Base
+
+SINGLE = {"rtol": 1e-4, "atol": 1e-5}
+HALF = {"rtol": 2e-3, "atol": 1e-4}
+"""What np.allclose is given for float32 and for float16."""
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "datasets": ("name",),
+    "clips": ("dataset_id", "path"),
+    "probing_sets": ("dataset_id", "sha256"),
+    "probing_set_clips": ("probing_set_id", "position"),
+    "networks": ("name",),
+    "layers": ("network_id", "name"),
+    "neurons": ("layer_id", "unit"),
+    "recipes": ("stage", "sha256"),
+    "encoders": ("recipe_id",),
+    "texts": ("text",),
+    "terms": ("term", "part_of_speech"),
+    "concept_sets": ("name",),
+    "concepts": ("concept_set_id", "position"),
+    "class_concepts": ("network_id", "concept_set_id", "unit"),
+    "recordings": ("network_id", "probing_set_id", "recipe_id"),
+    "recorded_layers": ("recording_id", "layer_id"),
+    "activation_blocks": ("recording_id", "layer_id", "block"),
+    "activations": ("recording_id", "neuron_id", "stretch"),
+    "activation_cubes": ("recording_id", "neuron_id", "stretch"),
+    "exemplars": ("recording_id", "neuron_id", "side"),
+    "neuron_statistics": ("recording_id", "neuron_id"),
+    "captions": ("clip_id", "recipe_id"),
+    "caption_sentences": ("caption_id", "ordinal"),
+    "answers": ("recipe_id", "prompt_sha256"),
+    "text_embeddings": ("encoder_id", "text_id"),
+    "clip_embeddings": ("encoder_id", "clip_id"),
+    "scorings": ("recipe_id", "probing_set_id", "concept_set_id"),
+    "clip_concept_scores": ("scoring_id", "concept_id", "stretch"),
+    "concept_matches": ("recording_id", "recipe_id", "neuron_id", "rank"),
+    "summaries": ("recipe_id", "neuron_id", "side"),
+    "summary_points": ("summary_id", "ordinal"),
+    "calibrations": ("recipe_id", "neuron_id"),
+    "calibrated_points": ("calibration_id", "ordinal"),
+    "summary_embeddings": ("encoder_id", "calibration_id"),
+    "text_tags": ("recipe_id", "text_id"),
+    "term_verdicts": ("recipe_id", "term_id"),
+    "neuron_terms": ("recipe_id", "neuron_id", "term_id"),
+    "finished_layers": ("recipe_id", "layer_id"),
+    "dissections": ("sha256",),
+    "dissected_layers": ("dissection_id", "layer_id"),
+    "dissection_recipes": ("dissection_id", "stage"),
+    "failures": ("stage", "unit"),
+}
+"""Table -> the columns that say which row it is. What is missing here is no result: runs, units, workers."""
+
+_BESIDES = {
+    "id", "created_at", "completed_at", "finished_at", "happened_at", "resolved_at", "retired_at", "run_id", "root",
+    "location", "origin", "scope", "reason", "detail",
+}  # fmt: skip
+"""Columns that say when, where and by whom."""
+
+_REFERS = {
+    **{f"{table[:-1]}_id": table for table in KEYS if table.endswith("s")},
+    "summary_id": "summaries", "high_summary_id": "summaries", "low_summary_id": "summaries", "terms": "terms",
+    "parents": "recipes",
+}  # fmt: skip
+"""Column -> the table whose ids it holds: one, or a list of them."""
+
+Key = tuple[Any, ...]
+Row = dict[str, Any]
+Table = dict[Key, list[Row]]
+
+
+@dataclass
+class Difference:
+    """What is not as it should be; false where nothing is."""
+
+    rows: int = 0
+    """Rows compared."""
+    lost: Counter[str] = field(default_factory=Counter)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    """Rows that are there more than once, or that nobody asked for."""
+    different: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.lost or self.duplicates or self.different)
+
+    def told(self) -> str:
+        """For people."""
+        counts = ", ".join(
+            f"{name} {dict(found)}"
+            for name, found in (("lost", self.lost), ("duplicates", self.duplicates), ("different", self.different))
+            if found
+        )
+        return f"{self.rows:,} rows compared; {counts or 'all equal'}" + "".join(f"\n  {line}" for line in self.examples)
+
+    def _note(self, kind: str, table: str, key: Key, more: str = "") -> None:
+        counter: Counter[str] = getattr(self, kind)
+        counter[table] += 1
+        if counter[table] <= 3:
+            self.examples.append(f"{kind}: {table} {' | '.join(map(str, key))[:300]} {more}")
+
+
+def read(engine: sa.Engine) -> dict[str, Table]:
+    """All results of a database, under natural keys."""
+    named = _Names(engine)
+    return {table: _read(engine, table, key, named) for table, key in KEYS.items()}
+
+
+def compare(expected: Mapping[str, Table], found: Mapping[str, Table]) -> Difference:
+    """Count rows of `found` that are missing, too many, or not equal."""
+    difference = Difference()
+    for table, wanted in expected.items():
+        there = found[table]
+        difference.rows += sum(map(len, there.values()))
+        for key in wanted.keys() - there.keys():
+            difference._note("lost", table, key)
+        for key in there.keys() - wanted.keys():
+            difference._note("duplicates", table, key, "nobody asked for it")
+        for key in wanted.keys() & there.keys():
+            for _ in range(len(there[key]) - len(wanted[key])):
+                difference._note("duplicates", table, key, f"{len(there[key])} times")
+            for _ in range(len(wanted[key]) - len(there[key])):
+                difference._note("lost", table, key, f"{len(there[key])} of {len(wanted[key])}")
+            one, other = wanted[key][0], there[key][0]
+            for column in one:
+                if not _equal(one[column], other[column]):
+                    difference._note("different", table, key, f"{column}: {one[column]!r:.80} and {other[column]!r:.80}")
+                    break
+    return difference
+
+
+# ---------------------------------------------------------------------- reading
+
+
+class _Names:
+    """Table -> id -> natural key, read when first asked for."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._known: dict[str, dict[int, Key]] = {}
+
+    def of(self, table: str) -> dict[int, Key]:
+        if table not in self._known:
+            key = KEYS[table]
+            names = [self.resolver(column) for column in key]
+            with db.reading(self._engine) as session:
+                found = session.execute(sa.text(f"SELECT id, {', '.join(key)} FROM {table}")).all()
+            self._known[table] = {
+                row[0]: tuple(name(value) for name, value in zip(names, row[1:], strict=True)) for row in found
+            }
+        return self._known[table]
+
+    def resolver(self, column: str) -> Callable[[Any], Any]:
+        """What makes names of a column's values."""
+        if column not in _REFERS:
+            return _plain
+        known = self.of(_REFERS[column])
+
+        def name(value: Any) -> Any:
+            if isinstance(value, list):
+                return tuple(known[one] for one in value)
+            # What its row is gone of is told by the id: it can only be found as a difference.
+            return known.get(value, f"no {column} {value}") if value is not None else None
+
+        return name
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as arrays, what JSON holds as text, the rest as it is."""
+    match value:
+        case HalfVector():
+            return np.asarray(value.to_list(), np.float16)
+        case Vector():
+            return np.asarray(value.to_list(), np.float32)
+        case float():
+            return np.float32(value)
+        case memoryview():
+            return bytes(value)
+        case list() if value and all(isinstance(one, float) for one in value):
+            return np.asarray(value, np.float32)
+        case dict() | list():
+            return json.dumps(value, sort_keys=True)
+        case _:
+            return value
+
+
+def _read(engine: sa.Engine, table: str, key: tuple[str, ...], named: _Names) -> Table:
+    columns = [column.name for column in Base.metadata.tables[table].columns if column.name not in _BESIDES]
+    names = {column: named.resolver(column) for column in columns}
+    rest = [column for column in columns if column not in key]
+    kept: Table = {}
+    with db.reading(engine) as session:
+        for row in session.execute(sa.text(f"SELECT {', '.join(columns)} FROM {table}")).mappings():
+            values = {column: names[column](row[column]) for column in columns}
+            kept.setdefault(tuple(values[column] for column in key), []).append(
+                {column: values[column] for column in rest}
+            )
+    return kept
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray | np.floating):
+        if not isinstance(other, np.ndarray | np.floating) or np.shape(one) != np.shape(other):
+            return False
+        allowed = HALF if one.dtype == np.float16 else SINGLE
+        return bool(np.allclose(np.float64(one), np.float64(other), equal_nan=True, **allowed))
+    return bool(one == other)
+
+
+def total(tables: Mapping[str, Table], names: Iterable[str] = KEYS) -> int:
+    """Rows of some tables."""
+    return sum(sum(map(len, tables[name].values())) for name in names)
