@@ -106,12 +106,12 @@ def storage(measured: dict[str, Any], options: argparse.Namespace) -> Iterable[L
 def writing(measured: dict[str, Any], options: argparse.Namespace) -> Iterable[Line]:
     """WAL a byte of activations, and the rates of COPY on one connection."""
     row, payload = largest(measured), 2 * options.neurons * options.clips
-    early = next(r for r in measured["series"] if r["neurons"] == row["neurons"])
-    for name, of in (("before the first checkpoint", early), ("with checkpoints at 2 GB of WAL", row)):
+    least = min(measured["series"], key=lambda row: sum(row["wal"].values()) / row["payload"])
+    for name, of in (("WAL, while no checkpoint comes between", least), ("WAL, with a checkpoint every 2 GB", row)):
         steps = ("land", "fold", "complete", "read")
         told = ", ".join(f"{step} {of['wal'][step] / of['payload']:.2f}" for step in steps)
         each = sum(of["wal"][step] for step in steps) / of["payload"]
-        yield f"WAL {name}", f"{each:.1f} B a byte ({told})", size(payload), size(each * payload)
+        yield name, f"{each:.1f} B a byte ({told})", size(payload), size(each * payload)
     wide, narrow = measured["copy"]["activations"], measured["copy"]["concept_matches"]
     rate = wide["rows"] * 4_000 / wide["seconds"]["copy"]
     yield "COPY of wide rows (activations)", f"{rate / 1e6:,.0f} MB/s", size(payload), hours(payload / rate)

@@ -20,9 +20,13 @@ def minilm() -> TextEncoder:
 
 @pytest.fixture(scope="session")
 def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip"), positions=16)
+
+
+def write_clip(path: Path, positions: int = 77) -> Path:
+    """The text tower of a CLIP that reads bytes, quickly loaded."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-    path = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     config = CLIPTextConfig(
         vocab_size=600,
@@ -31,7 +35,7 @@ def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         projection_dim=24,
-        max_position_embeddings=16,
+        max_position_embeddings=positions,
         bos_token_id=512,
         eos_token_id=513,
         pad_token_id=513,

@@ -1,14 +1,18 @@
-"""The stages of a dissection as Celery tasks, for several processes or machines. Needs the extra `workers`.
+"""Work shared out to many processes and machines, through Celery. Needs the extra `workers`.
 
-Start a worker wherever the data set's files can be read:
+Start a worker wherever the data set's files can be read, and say which of the four queues it takes from:
 
-    celery -A workers.app worker -c 1 --without-gossip --without-mingle --without-heartbeat
+    andp worker --queues gpu,db --device cuda:0
 
-and send it work from Python:
+Messages go through the platform's own database unless ANDP_BROKER_URL names another broker (`andp broker check` tells
+how it does). A message holds the id of a unit of work and nothing else: what there is to do, and what has come of it, is
+in the tables. So a message that is delivered twice does no harm, and one that is lost is sent again.
 
-    from workers.tasks import dissect_stages
-    dissect_stages.delay("sample-ast", {"dataset": "sample"}, ["record", "caption"])
-
-Messages go through the platform's own database unless ANDP_BROKER_URL names another broker. Results are rows in the
-tables, so nothing is returned, and a task that is delivered twice does what is missing.
+    queues    the four queues, and how long a message of each may be kept
+    app       the Celery app and its settings
+    pgmq      the broker that needs no server of its own
+    brokers   what a broker holds, and what is wrong with it
+    program   `andp worker`
+    messages, tasks, pulse   what is sent, what is done, and the sign of life
+    observe, metrics, tracing   logs, numbers and traces
 """

@@ -20,7 +20,7 @@ try:
 except ImportError as exc:
     raise MissingExtraError("celery", "workers") from exc
 
-CONFIRM_SECONDS = 30.0
+CONFIRM_SECONDS = 10.0
 """How long a sender waits for RabbitMQ to say that a message is safe."""
 
 KINDS = {
@@ -77,6 +77,7 @@ def configuration(queues: Sequence[str] = QUEUES) -> dict[str, Any]:
             url, options = _given(config), {**_REDIS, "visibility_timeout": max(timeouts.values())}
     return {
         "broker_url": url,
+        "broker_transport": "workers.pgmq:Transport" if which == "pgmq" else None,
         "broker_transport_options": options,
         # Reconnect for ever; a channel that the broker has closed (RabbitMQ's consumer_timeout) counts as a lost connection.
         "broker_connection_retry_on_startup": True,
@@ -132,7 +133,7 @@ _REDIS = {
     "unacked_mutex_expire": 30,  # who dies while it looks for overdue messages holds the others up no longer than this
     "unacked_restore_interval": 2,
     "unacked_restore_throttle": 1,
-    "socket_timeout": 30.0,  # else a send waits for ever on a connection whose other end is gone
+    "socket_timeout": CONFIRM_SECONDS,  # else a send waits for ever on a connection whose other end is gone
     "socket_connect_timeout": 10.0,
     "socket_keepalive": True,
     "health_check_interval": 10,

@@ -60,15 +60,16 @@ def masked(config: Settings) -> str:
 
 
 def configure(config: Settings, queues: Sequence[str] = QUEUES) -> None:
-    """Settle the app's settings for these queues, and fail now, in one line, where the broker does not answer.
+    """Settle the app's settings for these queues, and fail now, in one line, where the broker cannot be used.
 
     Raises
     ------
     ConfigError, MissingExtraError, DatabaseError, BrokerUnreachableError
     """
     settle(queues)
-    with reached(), app.connection_for_read(connect_timeout=config.connect_timeout) as connection:
-        connection.connect()
+    with reached("use"), app.connection_for_read(connect_timeout=config.connect_timeout) as connection:
+        for queue in app.amqp.queues.values():
+            queue.bind(connection.default_channel).declare()  # one that is there, but of another kind, is refused here
 
 
 def depths(application: Celery = app) -> dict[str, int]:

@@ -76,8 +76,8 @@ def calibrate(
         for layer in todo:
             with db.transaction(engine) as session:
                 session.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(hashtext('calibrate'), CAST(:recipe AS int))"),
-                    {"recipe": recipe_id},
+                    sa.text("SELECT pg_advisory_xact_lock(hashtextextended('calibrate:' || :layer, :recipe))"),
+                    {"layer": str(layer.id), "recipe": recipe_id},
                 )
                 exemplars = read_exemplars(session, job.recording_id, layer, "high", job.k)
                 _calibrate_layer(

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from and_platform.errors import NotFoundError
-from and_platform.schema import Clip, Dataset, Failure, Run
+from and_platform.schema import Clip, Dataset, Failure, Run, WorkUnit
 from and_platform.services import datasets
 from and_platform.services.datasets import scope_of
 
@@ -46,13 +46,28 @@ def failures(
 
 
 def runs(session: Session, limit: int) -> list[Row]:
-    """The latest runs, the newest first."""
+    """The latest runs, the newest first. `by` says who does it; units are those of a run that workers do, NULL of others."""
+    units = (
+        sa.select(
+            sa.func.count().label("units"),
+            sa.func.count().filter(WorkUnit.state == "done").label("done"),
+            sa.func.count().filter(WorkUnit.state == "failed").label("failed"),
+        )
+        .where(WorkUnit.run_id == Run.id, Run.distributed)
+        .lateral()
+    )
     query = (
         sa.select(
-            Run.id, Run.command, Run.outcome, Run.started_at,
-            sa.cast(sa.extract("epoch", Run.finished_at - Run.started_at), sa.Double).label("seconds"),
+            Run.id, Run.command, sa.case((Run.distributed, "workers"), else_="itself").label("by"), Run.outcome,
+            Run.started_at,
+            sa.cast(
+                sa.extract("epoch", sa.func.coalesce(Run.finished_at, sa.func.now()) - Run.started_at), sa.Double
+            ).label("seconds"),
+            *(sa.case((Run.distributed, column)).label(f"units_{name}" if name != "units" else name)
+              for name, column in units.c.items()),
             Run.counts, Run.error,
         )
+        .join(units, sa.true())
         .order_by(Run.id.desc())
         .limit(limit)
     )  # fmt: skip

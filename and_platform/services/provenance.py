@@ -157,8 +157,8 @@ def _finish(engine: sa.Engine, handle: RunHandle, outcome: str, error: str | Non
                 sa.update(Run)
                 .where(Run.id == handle.id)
                 .values(
-                    outcome=outcome, error=None if error is None else logs.mask(error), counts=handle.counts, finished_at=sa.func.now(),
-                    dissection_id=handle.dissection_id,
+                    outcome=outcome, error=None if error is None else logs.mask(error), counts=handle.counts,
+                    finished_at=sa.func.now(), dissection_id=handle.dissection_id,
                 )
             )  # fmt: skip
     except Exception:

@@ -281,7 +281,9 @@ def record_block(
         `failures`, and the recording has to begin again on a snapshot without them.
     """
     with db.reading(engine) as session:
-        recording = session.get_one(Recording, recording_id)
+        recording = session.get(Recording, recording_id)
+        if recording is None:  # another command met a clip that cannot be read, and gave it up
+            return 0, ["the recording was given up for one without clips that cannot be read"]
         n_clips = session.get_one(ProbingSet, recording.probing_set_id).n_clips
         first, n = activations.block_bounds(block, n_clips)
         members = _members(session, recording.probing_set_id, first, n)
@@ -291,7 +293,9 @@ def record_block(
     specs = [spec for spec in choose_layers(loaded, list(layers), pooling) if by_name[spec.name].id in missing]
     if not specs:
         return 0, []
-    _check_files(members, dataset)
+    if not all(member.path.exists() for member in members):
+        with db.reading(engine) as session:  # whether the data set has moved is told by all of its files
+            _check_files(_members(session, recording.probing_set_id), dataset)
     try:
         _land(engine, loaded, recording_id, by_name, specs, members, block, n_clips, lambda _n: None, mark)
     except _ClipsFailedError as exc:

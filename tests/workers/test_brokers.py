@@ -224,7 +224,7 @@ def test_a_worker_says_in_one_line_why_it_does_not_start(andp: Andp, engine: sa.
     assert refused("--queues", "gpx") == (2, "andp: there is no queue 'gpx'; the queues are: cpu, gpu, llm, db")
     for scheme in ("amqp", "redis"):
         status, told = refused(ANDP_BROKER_URL=f"{scheme}://andp:secret@127.0.0.1:{free_port()}/0")
-        assert status == 6 and told.startswith("andp: cannot reach the broker: ") and "secret" not in told
+        assert status == 6 and told.startswith("andp: cannot use the broker: ") and "secret" not in told
     assert refused(ANDP_BROKER_URL="sqs://key:secret@") == (
         2, "andp: ANDP_BROKER_URL is no broker's; give pgmq://…, amqp://… or redis://…",
     )  # fmt: skip
@@ -232,6 +232,26 @@ def test_a_worker_says_in_one_line_why_it_does_not_start(andp: Andp, engine: sa.
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0005'"))
     status, told = refused()
     assert status == 4 and told.startswith("andp: the schema is at 0005") and told.endswith("run: andp db upgrade")
+
+
+def test_a_queue_of_another_kind_is_refused_when_a_worker_starts(andp: Andp, rabbitmq: RabbitMQ) -> None:
+    from amqp import Connection
+
+    with Connection(f"127.0.0.1:{rabbitmq.port}") as connection:
+        channel = connection.channel()
+        channel.queue_declare("andp.gpu", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+    done = andp("worker", check=False, env={"ANDP_BROKER_URL": rabbitmq.url})
+    assert done.returncode == 6 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("andp: cannot use the broker: ") and "x-queue-type" in done.stderr
+
+
+def test_a_worker_may_do_all_in_one_process(bench: Bench) -> None:
+    worker = bench.worker("--queues", "llm", "--pool", "solo", "--name", "alone")
+    bench.send("llm", "one")
+    bench.wait(lambda: bench.lines() == ["begin one", "end one"])
+    assert bench.pid("one") == worker.pid
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(20) == 0
 
 
 def test_what_the_command_is_given_reaches_the_units(andp: Andp, environment: dict[str, str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -100,11 +100,14 @@ def add_units(session: Session, run_id: int, step: str, queue: str, units: Itera
 
     Units that are there already stay as they are, but for those that were done: what is asked for again is missing again.
     """
+    by_key = {
+        unit.key: unit for unit in units
+    }  # one encoder may serve two methods, and have the same texts to do for both
     return db.insert_new(
         session,
         "work_units",
         {"run_id": "int8", "step": "text", "queue": "text", "key": "text", "payload": "jsonb", "size": "int4"},
-        ((run_id, step, queue, unit.key, _json(unit.payload), unit.size) for unit in units),
+        ((run_id, step, queue, unit.key, _json(unit.payload), unit.size) for unit in by_key.values()),
         "(run_id, step, key) DO UPDATE SET state = 'waiting', attempts = 0, not_before = NULL, reason = NULL"
         " WHERE work_units.state = 'done'",
     )
@@ -129,6 +132,8 @@ def top_up(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int,
     """
     sent = 0
     with db.transaction(engine) as session:
+        # One at a time counts what is with the broker: two at once would both fill the same gap.
+        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('top up', :run))"), {"run": run_id})
         queues = session.scalars(
             sa.text(
                 "SELECT DISTINCT s.queue FROM run_steps s WHERE s.run_id = :run AND s.finished_at IS NULL"
@@ -173,6 +178,8 @@ def claim(engine: sa.Engine, unit_id: int, me: Me, most_attempts: int) -> Claim:
             return Claim("elsewhere")
         if row.attempts >= most_attempts:
             return Claim("spent", unit)
+        # Two that take the same work of two runs at once: the second one sees the first at it.
+        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": row.key})
         twin = session.execute(_TWIN, {"key": row.key, "id": unit_id, "silent": silent_s()}).one_or_none()
         if twin is not None and _alive(twin, me):
             # The same work for another run: when that is done, this is done with it.
@@ -305,6 +312,20 @@ def split(session: Session, unit: Unit, parts: Iterable[NewUnit], attempts: int)
     )
 
 
+def next_of(engine: sa.Engine, queues: Sequence[str]) -> Unit | None:
+    """The unit that is next in some queues, without taking it."""
+    with db.reading(engine) as session:
+        row = session.execute(
+            sa.text(
+                "SELECT u.id, u.run_id, u.step, u.queue, u.key, u.payload, u.size, u.attempts FROM work_units u"
+                " JOIN runs r ON r.id = u.run_id AND r.outcome = 'running'"
+                " WHERE u.state IN ('waiting', 'sent') AND u.queue = ANY (:queues) ORDER BY u.id LIMIT 1"
+            ),
+            {"queues": list(queues)},
+        ).one_or_none()
+    return None if row is None else Unit(**row._mapping)
+
+
 def mark(engine: sa.Engine, unit: Unit, doing: str | None) -> None:
     """Write down what a unit is at, so that it is known if its worker dies of it."""
     with db.transaction(engine) as session:
@@ -409,10 +430,15 @@ _ABANDONED = sa.text(
     " ORDER BY u.id FOR UPDATE OF u SKIP LOCKED) RETURNING id"
 )
 
+# A run of which nothing is open, or a step that is over and not marked so: the message to go on was lost.
 _STILL = sa.text(
     "SELECT NOT EXISTS (SELECT FROM work_units WHERE run_id = :run AND state IN ('waiting', 'sent', 'running'))"
     " AND coalesce((SELECT max(finished_at) FROM work_units WHERE run_id = :run),"
     "  (SELECT started_at FROM runs WHERE id = :run)) < now() - make_interval(secs => :lost)"
+    " OR EXISTS (SELECT FROM run_steps s WHERE s.run_id = :run AND s.finished_at IS NULL"
+    "  AND s.planned_at < now() - make_interval(secs => :lost) AND NOT EXISTS ("
+    "   SELECT FROM work_units u WHERE u.run_id = s.run_id AND u.step = s.step AND"
+    "   (u.state IN ('waiting', 'sent', 'running') OR u.finished_at > now() - make_interval(secs => :lost))))"
 )
 
 
@@ -434,8 +460,8 @@ def children_lost(engine: sa.Engine, worker_id: int) -> int:
             session.execute(
                 sa.text(
                     "UPDATE work_units SET state = 'waiting', not_before = NULL,"
-                    " reason = coalesce(reason, 'the process that did it died')"
-                    " WHERE id = ANY (:ids) AND state = 'running'"
+                    " reason = coalesce(reason, 'the process that did it died') WHERE id IN (SELECT id FROM work_units"
+                    " WHERE id = ANY (:ids) AND state = 'running' ORDER BY id FOR UPDATE SKIP LOCKED)"
                 ),
                 {"ids": gone},
             )

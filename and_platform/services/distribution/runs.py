@@ -10,9 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from and_platform import db
-from and_platform.errors import ConflictError, NotFoundError
-from and_platform.schema import Dissection, Run, RunStep, WorkUnit
+from and_platform import db, logs
+from and_platform.errors import ConfigError, ConflictError, NotFoundError
+from and_platform.schema import Dissection, Failure, Run, RunStep, WorkUnit
 from and_platform.services import datasets, dissect, networks, provenance, record
 from and_platform.services.dissect import Options
 from and_platform.services.distribution import ledger, settled, steps, workers
@@ -33,8 +33,15 @@ def start(engine: sa.Engine, network: str, options: Options) -> tuple[int, bool]
     ------
     NotFoundError
         No such network or data set.
+    ConfigError
+        The options hold a secret.
     """
     request = {"network": network, "options": asdict(options)}
+    if provenance.canonical(logs.masked(request)) != provenance.canonical(request):
+        raise ConfigError(
+            "the options hold a key or a password, which a run that workers do would keep in the database; "
+            "give it to the workers instead, as ANDP_LLM_API_KEY or ANDP_LLM_PASSWORD"
+        )
     with db.transaction(engine) as session:
         networks.find(session, network)
         datasets.find(session, options.dataset)
@@ -87,6 +94,7 @@ def _add_plan(session: Session, run_id: int, replaces: int | None) -> None:
 
 def advance(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int) -> None:
     """See what a run needs next: steps that are over, units of those that can begin, the end. Safe to do at any time."""
+    dropped: list[int] = []
     with db.transaction(engine) as session:
         run = session.get(Run, run_id, with_for_update=True)
         if run is None or run.outcome != "running":
@@ -94,9 +102,32 @@ def advance(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int
         rows = session.scalars(sa.select(RunStep).where(RunStep.run_id == run_id).order_by(RunStep.ordinal)).all()
         while _proceed(session, engine, run, rows):
             pass
-        if not _open_units(session, run_id):
-            _close(session, engine, run, rows)
+        if not _open_steps(session, run_id):
+            dropped = _close(session, engine, run, rows)
+    for recording_id in dropped:
+        record.free_partitions(engine, recording_id)
     ledger.top_up(engine, run_id, messenger, window=window)
+
+
+def break_off(engine: sa.Engine, run_id: int, reason: str) -> None:
+    """End a run of which it cannot be told what it needs next. What is there stays, and it can be retried."""
+    with db.transaction(engine) as session:
+        run = session.get(Run, run_id, with_for_update=True)
+        if run is not None and run.outcome == "running":
+            _stop(session, run, "failed", f"{reason}; when that is put right: andp runs retry {run_id}")
+
+
+def _stop(session: Session, run: Run, outcome: str, error: str | None) -> int:
+    """End a run before all is done; returns how many units were not begun."""
+    run.outcome, run.error, run.finished_at = outcome, error, sa.func.now()
+    cancelled = session.execute(
+        sa.text(
+            "UPDATE work_units SET state = 'cancelled', finished_at = now() WHERE id IN (SELECT id FROM work_units"
+            " WHERE run_id = :run AND state IN ('waiting', 'sent') ORDER BY id FOR UPDATE) RETURNING id"
+        ),
+        {"run": run.id},
+    ).all()
+    return len(cancelled)
 
 
 def _proceed(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep]) -> bool:
@@ -127,7 +158,8 @@ def _proceed(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunSt
             open_ = _open_steps(session, run.id)
         if row.planned_at is not None and row.step not in open_:
             row.finished_at = sa.func.now()
-            if row.step == "exemplars" and known is not None:
+            if row.step == "exemplars":
+                known = known or settled.load(engine, session, run)
                 record.analyze(engine, known.recording_id)
             changed = True
     return changed
@@ -149,28 +181,21 @@ def _open_steps(session: Session, run_id: int) -> set[str]:
     )
 
 
-def _open_units(session: Session, run_id: int) -> bool:
-    return bool(_open_steps(session, run_id))
-
-
 def _failed_steps(session: Session, run_id: int) -> set[str]:
-    """Steps with a failed unit that the later ones cannot do without."""
-    found = session.scalars(
-        sa.select(WorkUnit.step).distinct().where(WorkUnit.run_id == run_id, WorkUnit.state == "failed")
+    """Steps that the later ones cannot do without: with a failed unit, or, where gaps are allowed, with nothing else."""
+    found = session.execute(
+        sa.select(WorkUnit.step, sa.func.bool_or(WorkUnit.state == "done").label("some"))
+        .where(WorkUnit.run_id == run_id)
+        .group_by(WorkUnit.step)
+        .having(sa.func.bool_or(WorkUnit.state == "failed"))
     )
-    return {step for step in found if not steps.BY_NAME[step].soft}
+    return {row.step for row in found if not (steps.BY_NAME[row.step].soft and row.some)}
 
 
-def _close(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep]) -> None:
-    """The end of a run: nothing is open any more, and nothing more can begin."""
-    failed = session.execute(
-        sa.text(
-            "SELECT count(*) AS units, min(step || ': ' || reason) AS example FROM work_units"
-            " WHERE run_id = :run AND state = 'failed'"
-        ),
-        {"run": run.id},
-    ).one()
-    whole = all(row.finished_at is not None for row in rows) and not _failed_steps(session, run.id)
+def _close(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep]) -> list[int]:
+    """The end of a run: nothing is open any more, and nothing more can begin. Returns recordings dropped with it."""
+    blocked, dropped = _failed_steps(session, run.id), list[int]()
+    whole = all(row.finished_at is not None for row in rows) and not blocked
     counts = _counts(session, run, rows)
     if run.plan is not None:
         known = settled.load(engine, session, run)
@@ -178,17 +203,44 @@ def _close(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep
         if whole and run.dissection_id is not None:
             wanted = known.options.stages or dissect.STAGES
             counts["open_failures"] = dissect.complete_in(session, known.plan, run.dissection_id, wanted)
-        for abandoned in run.plan.get("abandoned", []):
-            record.drop_abandoned(session, abandoned)
+        dropped = _drop_abandoned(session, run)
     run.outcome = "ok" if whole else "failed"
     run.counts = counts
     run.finished_at = sa.func.now()
-    run.error = (
-        None
-        if whole
-        else f"{failed.units} units failed, e.g. {failed.example}; see: andp runs show {run.id}; "
-        f"when the reason is put right: andp runs retry {run.id}"
+    run.error = None if whole else _why(session, run.id, blocked)
+    return dropped
+
+
+def _why(session: Session, run_id: int, blocked: set[str]) -> str:
+    """Why a run cannot go on, in one line."""
+    found = session.execute(
+        sa.text(
+            "SELECT step, count(*) AS units, min(reason) AS reason FROM work_units"
+            " WHERE run_id = :run AND state = 'failed' AND step = ANY (:steps) GROUP BY step ORDER BY min(id)"
+        ),
+        {"run": run_id, "steps": sorted(blocked)},
+    ).all()
+    units, first = sum(row.units for row in found), found[0]
+    told = (
+        f"{first.step}: {first.reason}" if units == 1 else f"{units:,} units failed, e.g. {first.step}: {first.reason}"
     )
+    return f"{told}; see: andp runs show {run_id}; when the reason is put right: andp runs retry {run_id}"
+
+
+def _drop_abandoned(session: Session, run: Run) -> list[int]:
+    """Recordings that were given up for one on fewer clips go, but for those that another run is still at."""
+    assert run.plan is not None
+    at_work = set(
+        session.scalars(
+            sa.text(
+                "SELECT CAST(plan ->> 'recording' AS bigint) FROM runs"
+                " WHERE distributed AND plan IS NOT NULL AND (outcome = 'running' OR id = :run)"
+            ),
+            {"run": run.id},
+        )
+    )
+    given_up = sorted({*run.plan.get("abandoned", [])} - at_work)
+    return [recording_id for recording_id in given_up if record.drop_abandoned(session, recording_id)]
 
 
 def _counts(session: Session, run: Run, rows: Sequence[RunStep]) -> dict[str, Any]:
@@ -220,14 +272,15 @@ def again(engine: sa.Engine, run_id: int, recording_id: int) -> None:
         run = session.get(Run, run_id, with_for_update=True)
         if run is None or run.outcome != "running" or run.plan is None or run.plan["recording"] != recording_id:
             return  # another unit that met the same clip was first
-        session.execute(sa.delete(WorkUnit).where(WorkUnit.run_id == run_id, WorkUnit.step != "plan"))
+        of_run = sa.select(WorkUnit.id).where(WorkUnit.run_id == run_id, WorkUnit.step != "plan")
+        gone = session.scalars(of_run.order_by(WorkUnit.id).with_for_update()).all()  # in the order of `finish`
+        session.execute(sa.delete(WorkUnit).where(WorkUnit.id == sa.any_(sa.cast(list(gone), sa.ARRAY(sa.BigInteger)))))
         session.execute(
             sa.update(RunStep)
             .where(RunStep.run_id == run_id, RunStep.step != "plan")
             .values(planned_at=None, finished_at=None)
         )
-        abandoned = [*run.plan.get("abandoned", []), recording_id]
-        run.plan = {**run.plan, "abandoned": abandoned}
+        run.plan = {**run.plan, "abandoned": sorted({*run.plan.get("abandoned", []), recording_id})}
         _add_plan(session, run_id, recording_id)
 
 
@@ -259,19 +312,13 @@ def cancel(engine: sa.Engine, run_id: int) -> int:
         run = _distributed(session, run_id)
         if run.outcome != "running":
             raise ConflictError(f"run {run_id} is over already: {run.outcome}")
-        run.outcome, run.finished_at = "cancelled", sa.func.now()
-        cancelled = session.execute(
-            sa.text(
-                "UPDATE work_units SET state = 'cancelled', finished_at = now() WHERE id IN (SELECT id FROM work_units"
-                " WHERE run_id = :run AND state IN ('waiting', 'sent') ORDER BY id FOR UPDATE) RETURNING id"
-            ),
-            {"run": run_id},
-        ).all()
-        return len(cancelled)
+        return _stop(session, run, "cancelled", None)
 
 
 def retry(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int) -> int:
     """Take a run up again: units that failed or were cancelled are tried anew; returns how many.
+
+    Each step is looked at again, too: a clip without a caption, a prompt without an answer is missing again.
 
     Raises
     ------
@@ -297,21 +344,21 @@ def retry(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int) 
         back = session.execute(
             sa.text(
                 "UPDATE work_units SET state = 'waiting', attempts = 0, not_before = NULL, reason = NULL, traceback = NULL,"
-                " finished_at = NULL, doing = NULL WHERE run_id = :run"
-                " AND (state = 'failed' OR (state = 'cancelled' AND reason IS DISTINCT FROM 'split')) RETURNING step"
+                " finished_at = NULL, doing = NULL WHERE id IN (SELECT id FROM work_units WHERE run_id = :run AND (state ="
+                " 'failed' OR (state = 'cancelled' AND reason IS DISTINCT FROM 'split')) ORDER BY id FOR UPDATE) RETURNING id"
             ),
             {"run": run_id},
         ).all()
-        again_ = {row.step for row in back}
-        # What follows from a step that is done again is looked at again: most of it is there.
-        for row in session.scalars(sa.select(RunStep).where(RunStep.run_id == run_id).order_by(RunStep.ordinal)):
-            if row.step in again_ or again_ & set(steps.BY_NAME[row.step].after):
-                again_.add(row.step)
-                row.finished_at = None
-                if row.step != "plan":
-                    row.planned_at = None
+        planned = sa.case((RunStep.step == "plan", RunStep.planned_at), else_=None)
+        session.execute(sa.update(RunStep).where(RunStep.run_id == run_id).values(planned_at=planned, finished_at=None))
+        session.execute(
+            sa.update(Failure)
+            .where(Failure.scope == f"run:{run_id}", Failure.resolved_at.is_(None))
+            .values(resolved_at=sa.func.now())
+        )
         run.outcome, run.error, run.finished_at = "running", None, None
-    advance(engine, run_id, messenger, window=window)
+    ledger.top_up(engine, run_id, messenger, window=window)
+    messenger.advance(run_id)  # to a worker: what is missing may be told by files that this machine has not
     return len(back)
 
 
@@ -356,15 +403,17 @@ def units(session: Session, run_id: int, state: str | None = None, limit: int = 
 
 
 def idle_queues(engine: sa.Engine, run_id: int) -> list[str]:
-    """Queues in which units of a run wait, and to which no live worker listens."""
+    """Queues in which units of a run wait, or the message to go on with it, and to which no live worker listens."""
     heard = {queue for worker in workers.alive(engine) for queue in _texts(worker["queues"])}
     with db.reading(engine) as session:
-        wanted = session.scalars(
+        open_ = session.execute(
             sa.text(
-                "SELECT DISTINCT queue FROM work_units WHERE run_id = :run AND state IN ('waiting', 'sent') ORDER BY 1"
+                "SELECT DISTINCT queue, state <> 'running' AS waits FROM work_units WHERE run_id = :run"
+                " AND state IN ('waiting', 'sent', 'running') ORDER BY 1"
             ),
             {"run": run_id},
         ).all()
+    wanted = dict.fromkeys(row.queue for row in open_ if row.waits) if open_ else ["db"]
     return [queue for queue in wanted if queue not in heard]
 
 

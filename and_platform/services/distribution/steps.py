@@ -162,7 +162,7 @@ def _record(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUn
             units.append(
                 NewUnit(
                     f"record:{settled.recording_id}:{block}:{hash_of(lacking)}",
-                    {"block": block, "layers": [by_id[layer] for layer in lacking]},
+                    {"recording": settled.recording_id, "block": block, "layers": [by_id[layer] for layer in lacking]},
                     activations.block_bounds(block, n_clips)[1],
                 )
             )
@@ -176,7 +176,7 @@ def _fold(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit
         session.scalars(
             sa.text(
                 "SELECT CAST(payload ->> 'block' AS int) FROM work_units WHERE run_id = :run AND step = 'record'"
-                " AND state IN ('waiting', 'sent', 'running')"
+                " AND state IN ('waiting', 'sent', 'running', 'failed')"
             ),
             {"run": settled.run_id},
         )
@@ -381,12 +381,13 @@ def _asked(what: str, of: Callable[[Settled], provenance.RecipePlan], sides: int
         recipe_id, step = provenance.recipe_id(session, recipe), max(1, _scaled(PROMPTS) // sides)
         return [
             NewUnit(
-                f"{what}:{recipe_id}:{layer.id}:{first}",
-                {"layer": layer.id, "units": [first, min(first + step, layer.n_units)]},
-                sides * (min(first + step, layer.n_units) - first),
+                f"{what}:{recipe_id}:{layer.id}:{first}-{end}",
+                {"layer": layer.id, "units": [first, end]},
+                sides * (end - first),
             )
             for layer in _unfinished(session, settled, recipe)
             for first in range(0, layer.n_units, step)
+            for end in [min(first + step, layer.n_units)]
         ]
 
     return units

@@ -116,7 +116,7 @@ class Heard:
             if isinstance(answer, Generation):
                 self.tokens += answer.completion_tokens
             else:
-                self.reasons[keys[place]] = f"{type(answer).__name__}: {answer}"
+                self.reasons[keys[place]] = str(answer)
             yield place, answer
 
     def generate(self, prompts: Sequence[Prompt], *, max_tokens: int) -> list[Generation | Exception]:

@@ -159,6 +159,8 @@ def _plan(engine: sa.Engine, models: Models, unit: Unit, run: Run) -> Done:
 
 def _record(bench: _Bench) -> Done:
     known, payload = bench.known, bench.payload
+    if payload["recording"] != known.recording_id:
+        return Done()  # meanwhile the run has begun again on another one
     loaded = bench.models.network(known.plan.network)
     n, unreadable = record.record_block(
         bench.engine, known.plan.network, loaded, known.dataset, known.recording_id, payload["block"],
@@ -366,10 +368,7 @@ def give_up(engine: sa.Engine, unit: Unit, reason: str, traceback: str | None, *
     parts = list(unit.payload[items]) if items else []
     if culprit is not None and unit.step == "record":
         _blame(engine, unit, culprit, reason)
-        with db.reading(engine) as session:
-            plan = session.get_one(Run, unit.run_id).plan
-        assert plan is not None
-        runs.again(engine, unit.run_id, plan["recording"])
+        runs.again(engine, unit.run_id, unit.payload["recording"])
         return
     with db.transaction(engine) as session:
         if culprit is not None and items == "clips":
@@ -425,9 +424,7 @@ def _end(session: Any, unit: Unit, reason: str, traceback: str | None) -> None:
 def _blame(engine: sa.Engine, unit: Unit, key: str, reason: str) -> None:
     """A clip that kills who reads it leaves the recording, as one that cannot be read does."""
     with db.transaction(engine) as session:
-        plan = session.get_one(Run, unit.run_id).plan
-        assert plan is not None
-        probing = session.get_one(ProbingSet, session.get_one(Recording, plan["recording"]).probing_set_id)
+        probing = session.get_one(ProbingSet, session.get_one(Recording, unit.payload["recording"]).probing_set_id)
         clip_id = session.scalars(
             sa.text(
                 "SELECT c.id FROM clips c JOIN probing_set_clips m ON m.clip_id = c.id"

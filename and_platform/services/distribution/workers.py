@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 
 import sqlalchemy as sa
@@ -40,6 +41,7 @@ def discharge(engine: sa.Engine, worker_id: int) -> None:
         session.execute(sa.update(Worker).where(Worker.id == worker_id).values(stopped_at=sa.func.now()))
 
 
+@cache
 def packages() -> list[str]:
     """Optional packages of backends that are installed here."""
     needed = {needs for role in registry.ROLES for needs in registry.needs(role).values() if needs}
