@@ -26,13 +26,10 @@ from typing import Any
 
 import numpy as np
 import psycopg
-import soundfile
 
 from and_platform.api import Platform
 from and_platform.errors import AndpError
-from tests import tiny
-from tests.checkpoints import write_clip
-from tests.workers import rows
+from tests.workers import backends, rows
 from tests.workers.cluster import Cluster, Process
 from tests.workers.servers import RabbitMQ, Redis, Server
 
@@ -103,39 +100,23 @@ def main() -> None:
 
 
 def prepare(cluster: Cluster, n_sets: int, n_clips: int) -> None:
-    """The database `base`: data sets set0, set1 … of short noises and tones, and a tiny network; beside it an encoder that is loaded at once."""
+    """The database `base`: data sets set0, set1 … of short noises and tones, and a tiny network."""
     cluster.tell("CREATE DATABASE base", "postgres")
     cluster.database = "base"
     cluster.run("db", "upgrade")
     platform = Platform(cluster.engine("base"))
     for number in range(n_sets):
-        platform.ingest(sounds(cluster.folder / f"set{number}", n_clips, number), processes=1)
-    platform.add_network("tiny", tiny.network(cluster.folder / "network"))
-    (cluster.folder / "encoder").mkdir()
-    write_clip(cluster.folder / "encoder")
+        platform.ingest(backends.sounds(cluster.folder / f"set{number}", n_clips, number), processes=1)
+    platform.add_network("tiny", backends.NETWORK)
     cluster.engine("base").dispose()
 
 
-def sounds(folder: Path, n_clips: int, seed: int) -> Path:
-    """Clips of 0.3 s in folders `high`, `low` and `noise`."""
-    rng, t = np.random.default_rng(seed), np.arange(int(0.3 * tiny.RATE)) / tiny.RATE
-    for number in range(n_clips):
-        label = tiny.CLASSES[number % 3]
-        pitch = rng.uniform(1500, 3000) if label == "high" else rng.uniform(80, 300)
-        wave = rng.normal(0, 1, t.size) if label == "noise" else np.sin(2 * np.pi * pitch * t)
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        loud = rng.uniform(0.02, 0.9) * np.exp(-t * rng.choice([0, 0, 8, 20]))
-        soundfile.write(folder / label / f"{number}.wav", np.clip(loud * wave, -1, 1), tiny.RATE)
-    return folder
-
-
-def dissection(cluster: Cluster, number: int) -> tuple[str, ...]:
+def dissection(number: int) -> tuple[str, ...]:
     """The command for a data set: not two of them the same."""
-    encoder = f"clip:{cluster.folder / 'encoder'}"
     return (
         "dissect", "tiny", "--dataset", f"set{number}", "--captioner", ("describer", "joined")[number % 2],
-        "--pooling", ("mean", "max", "first")[number % 3], "--top-k", str(3 + number % 4), "--sentence-encoder", encoder,
-        "--text-encoder", encoder, "--threshold", "0.9", "--distributed",
+        "--top-k", str(3 + number % 4), "--sentence-encoder", "letters", "--text-encoder", "letters", "--threshold", "0.9",
+        "--distributed",
     )  # fmt: skip
 
 
@@ -156,7 +137,7 @@ def undisturbed(cluster: Cluster, n_sets: int) -> tuple[list[int], list[float]]:
     units, seconds = [], []
     for number in range(n_sets):
         began = time.monotonic()
-        cluster.run(*dissection(cluster, number), seconds=600)
+        cluster.run(*dissection(number), seconds=600)
         seconds.append(time.monotonic() - began)
         units.append(done_units(cluster))
         print(f"undisturbed: set{number}, {units[-1]} units, {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
@@ -198,7 +179,7 @@ def disturbed(cluster: Cluster, name: str, kills: int, each: int, units: list[in
 def one(cluster: Cluster, number: int, moments: list[int], told: Told, draw: random.Random) -> None:
     """One dissection to its end; something is killed whenever as many units are done as the next moment says."""
     before = done_units(cluster, new=False)
-    client = cluster.start(*dissection(cluster, number))
+    client = cluster.start(*dissection(number))
     told.commands += 1
     deck: list[str] = []
     last, heard = -1, time.monotonic()
@@ -238,7 +219,7 @@ def attach(cluster: Cluster, number: int, draw: random.Random) -> Process:
         running = []
     if running and draw.random() < 0.5:
         return cluster.start("runs", "watch", str(running[0][0]))
-    return cluster.start(*dissection(cluster, number))
+    return cluster.start(*dissection(number))
 
 
 def kill(cluster: Cluster, victim: str, client: Process, draw: random.Random) -> bool:

@@ -68,6 +68,7 @@ def configure(config: Settings, queues: Sequence[str] = QUEUES) -> None:
     """
     settle(queues)
     with reached("use"), app.connection_for_read(connect_timeout=config.connect_timeout) as connection:
+        connection.ensure_connection(max_retries=1)
         for queue in app.amqp.queues.values():
             queue.bind(connection.default_channel).declare()  # one that is there, but of another kind, is refused here
 

@@ -63,10 +63,10 @@ def unit(self: Any, unit_id: int) -> None:
         handling.unit(station(), unit_id, _Observed(self.request.headers))
 
 
-@app.task(name="andp.advance")
-def advance(run_id: int) -> None:
+@app.task(name="andp.advance", bind=True)
+def advance(self: Any, run_id: int) -> None:
     """See what a run needs next."""
-    with _kept():
+    with _kept(), tracing.through(self.request.headers):
         handling.advance(station(), run_id)
 
 
@@ -100,6 +100,8 @@ class _Observed:
             yield
 
     def done(self, unit: Unit, seconds: float, counts: Mapping[str, Any]) -> None:
+        if unit.step == "plan":  # it counts clips and layers, and has done nothing with them
+            counts = {}
         held = {name: int(counts.get(name, 0)) for name in ("clips", "neurons", "tokens")}
         metrics.done(unit.queue, unit.step, seconds, **held)
 

@@ -30,6 +30,7 @@ from sqlalchemy.engine import URL, make_url
 from and_platform import db
 from and_platform.config import Settings
 from and_platform.embedded import DATABASE, EmbeddedServer
+from tests.workers import backends
 from tests.workers.servers import Server
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +113,7 @@ class Cluster:
         self.workers: list[Process] = []
         self._engines: dict[str, sa.Engine] = {}
         self._logs = 0
+        self.backends = backends.install(self.folder / "backends")
 
     def __enter__(self) -> Self:
         try:
@@ -195,7 +197,7 @@ class Cluster:
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("ANDP_")},
             "ANDP_HOME": str(self.folder / "home"), "ANDP_DATABASE_URL": plain,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "COLUMNS": "150",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.backends), os.environ.get("PYTHONPATH", "")]), "COLUMNS": "150",
             "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
             **({"ANDP_BROKER_URL": self.broker.url} if self.broker is not None else {}), **self.settings,
         }  # fmt: skip

@@ -69,7 +69,7 @@ class Models:
 
     def network(self, network: Network) -> LoadedNetwork:
         """The module of a stored network."""
-        found: LoadedNetwork = self.get(("network", network.revision), lambda: networks.load(network))
+        found: LoadedNetwork = self.get(("network", network.name, network.revision), lambda: networks.load(network))
         return found
 
     def captioner(self, options: Options) -> Captioner:
