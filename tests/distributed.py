@@ -47,7 +47,7 @@ class Post:
 class Workshop:
     """One worker, its broker, and what it has done. It is its own witness."""
 
-    def __init__(self, engine: sa.Engine, models: int = 1) -> None:
+    def __init__(self, engine: sa.Engine, models: int = 4) -> None:
         self.engine = engine
         self.post = Post()
         self.loaded: list[str] = []
@@ -140,7 +140,9 @@ class Workshop:
 
 # ---------------------------------------------------------------------- what is in a database, whatever the ids are
 
-_NEURON = "l.name AS layer, n.unit FROM {table} x JOIN neurons n ON n.id = x.neuron_id JOIN layers l ON l.id = n.layer_id"
+_NEURON = (
+    "l.name AS layer, n.unit FROM {table} x JOIN neurons n ON n.id = x.neuron_id JOIN layers l ON l.id = n.layer_id"
+)
 _OF_RECIPE = " JOIN recipes r ON r.id = x.recipe_id"
 
 CONTENT = {
@@ -187,7 +189,7 @@ CONTENT = {
     "finished_layers": f"SELECT r.sha256, l.name FROM finished_layers x JOIN layers l ON l.id = x.layer_id{_OF_RECIPE}",
     "recordings": f"SELECT r.sha256 FROM recordings x{_OF_RECIPE}",
     "dissections": "SELECT d.status, d.top_k, d.methods, d.completed_at IS NOT NULL, ARRAY(SELECT k.stage || r.sha256 ||"
-    " k.speaks FROM dissection_recipes k JOIN recipes r ON r.id = k.recipe_id WHERE k.dissection_id = d.id ORDER BY 1) AS recipes,"
+    " k.speaks FROM dissection_recipes k JOIN recipes r ON r.id = k.recipe_id WHERE k.dissection_id = d.id ORDER BY 1),"
     " ARRAY(SELECT l.name FROM dissected_layers y JOIN layers l ON l.id = y.layer_id WHERE y.dissection_id = d.id"
     " AND y.completed_at IS NOT NULL ORDER BY 1) AS layers FROM dissections d",
     # Prompts without an answer are kept apart (stage ask) for those that read answers only.

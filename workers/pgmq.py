@@ -26,11 +26,11 @@ _CARRIED = ("host", "port", "dbname", "user", "password")
 _LOCK = 0x414E4451  # any constant, the same in all workers: one of them makes the schema
 
 
-class Transport(kombu_pgmq.Transport):  # type: ignore[misc]
+class Transport(kombu_pgmq.Transport):
     """Kombu's transport, which looks for messages at one interval; ours is short where looking costs nothing."""
 
     @property
-    def polling_interval(self) -> float:
+    def polling_interval(self) -> float:  # type: ignore[override]
         """Seconds between two looks. While units are in work nobody asks the server: what ends is seen at once."""
         return IDLE_S if any(channel.qos.can_consume() for channel in self.channels or ()) else BUSY_S
 
@@ -141,9 +141,10 @@ def _install(connection: psycopg.Connection[Any]) -> None:
     except ImportError as exc:
         raise MissingExtraError("pgmq", "workers") from exc
 
+    # First of all: what a session has looked up before it waits, it would not look up again.
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     if installed(connection):
         return
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     try:
         if not _schema_made(connection):
             install_pgmq_from_sql(conn=connection)

@@ -297,8 +297,15 @@ def uncaptioned(engine: sa.Engine, probing: ProbingSet, captions: CaptionMaker, 
 
 def without_caption(session: Session, probing: ProbingSet, recipe_id: int) -> list[int]:
     """Ids of the clips of a probing set that have no caption of a recipe, the longest first."""
-    rows = sorted(_rows(session, probing.id, without=recipe_id), key=lambda row: (-row.duration_s, row.path))
-    return [row.clip_id for row in rows]
+    there = sa.select(Caption.id).where(Caption.clip_id == Clip.id, Caption.recipe_id == recipe_id)
+    return list(
+        session.scalars(
+            sa.select(Clip.id)
+            .join(ProbingSetClip, ProbingSetClip.clip_id == Clip.id)
+            .where(ProbingSetClip.probing_set_id == probing.id, ~there.exists())
+            .order_by(Clip.duration_s.desc(), Clip.path)
+        )
+    )
 
 
 def caption(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from sqlalchemy.engine import URL
 
 from and_platform import api, db
 from and_platform.config import Settings, settings
-from and_platform.errors import AndpError, ConfigError, ConflictError, IncompleteError, NotFoundError
+from and_platform.errors import ConfigError, ConflictError, IncompleteError, NotFoundError
 from and_platform.services import activations
-from and_platform.services.dissect import Options
 from and_platform.services.distribution import runs
 from tests import tiny
 from tests.conftest import _cloned
@@ -75,7 +75,9 @@ def rows(engine: sa.Engine, query: str, **params: Any) -> list[Any]:
         return list(session.execute(sa.text(query), params).all())
 
 
-CAPTIONS = {f"{label}/{label}-{i}.wav": f"A {label} sound. It is number {i}." for label in tiny.CLASSES for i in range(3)}
+CAPTIONS = {
+    f"{label}/{label}-{i}.wav": f"A {label} sound. It is number {i}." for label in tiny.CLASSES for i in range(3)
+}
 
 
 @pytest.mark.parametrize(
@@ -138,17 +140,23 @@ def test_captions_of_an_audio_language_model(
     here.dissect("tiny", dataset="tones", **given)
     ended = shop.dissect(**given)
     assert ended["outcome"] == "ok", ended
-    assert_same(content(shop.engine), content(engine))
+    # What an untrained model says of all clips is much the same: which concept is nearest is left to the last digit.
+    assert_same(content(shop.engine), content(engine), leaving_out=("concept_matches",))
     assert shop.done_steps["caption"] == 12  # a clip each, and the model stays loaded
     assert sum(name.startswith("captioner") for name in shop.loaded) == 1
 
 
-def test_the_method_tab(here: api.Platform, engine: sa.Engine, shop: Workshop, clap_dir: Path) -> None:
+def test_the_method_tab(
+    here: api.Platform, engine: sa.Engine, shop: Workshop, clap_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An untrained encoder tells sounds apart by the last digit: it has to meet the batches that one process makes.
+    monkeypatch.setenv("ANDP_UNIT_SIZE", "1")
+    settings.cache_clear()
     here.dissect("tiny", dataset="tones", audio_encoder=f"clap:{clap_dir}")
     ended = shop.dissect(audio_encoder=f"clap:{clap_dir}")
     assert ended["outcome"] == "ok", ended
     assert_same(content(shop.engine), content(engine))
-    assert shop.done_steps["encode_sounds"] == 12
+    assert shop.done_steps["encode_sounds"] == 1
     # One encoder for both methods: the texts of both are known by the same key.
     both = {"audio_encoder": f"clap:{clap_dir}", "text_encoder": f"clap:{clap_dir}"}
     here.dissect("tiny", dataset="tones", **both)
@@ -165,12 +173,19 @@ def test_an_llm(here: api.Platform, engine: sa.Engine, shop: Workshop, llm: LLMS
     assert_same(content(shop.engine), content(engine))
     assert len(llm.asked) == 2 * asked  # each prompt once by either
     assert shop.done_steps["ask_summaries"] > 1 < shop.done_steps["ask_concepts"]
-    assert ended["counts"]["open_failures"] == 0
+    assert ended["counts"]["open_failures"] == 0 and ended["counts"]["llm"]["answers"] == asked
+
+
+class Some:
+    """Prompts that the endpoint refuses: a third of them, always the same ones; and all about adjectives."""
+
+    def search(self, prompt: str) -> bool:
+        return "Can the adjective" in prompt or zlib.crc32(prompt.encode()) % 3 == 0
 
 
 def test_prompts_without_an_answer(here: api.Platform, engine: sa.Engine, shop: Workshop, llm: LLMServer) -> None:
-    given = {"llm": llm.spec, "layers": ["head"], "threshold": 1.0}
-    llm.fail = re.compile(r"summarize[^\n]*\n\n1\. [^\n]*click|Can the adjective|select a classname")
+    given = {"llm": llm.spec, "layers": ["head", "b00.attn_out"], "threshold": 1.0}
+    llm.fail = Some()  # type: ignore[assignment]
     here.dissect("tiny", dataset="tones", **given)
     ended = shop.dissect(**given)
     assert ended["outcome"] == "ok" and ended["counts"]["open_failures"] > 0
@@ -295,7 +310,9 @@ def test_clips_that_cannot_be_read(
     ended = shop.outcome(run_id)
     assert ended["outcome"] == "ok", ended
     assert_same(content(shop.engine), content(engine))
-    assert len(rows(shop.engine, "SELECT FROM recordings")) == 1  # those that were given up are gone, partitions and all
+    assert (
+        len(rows(shop.engine, "SELECT FROM recordings")) == 1
+    )  # those that were given up are gone, partitions and all
     left = rows(shop.engine, "SELECT FROM pg_class WHERE relname ~ '^andp_activations_[0-9]+$' AND relkind = 'r'")
     assert len(left) == 1
 
@@ -431,7 +448,9 @@ def test_what_cannot_be_steered(here: api.Platform, engine: sa.Engine, shop: Wor
 def test_a_failed_clip_that_comes_late_is_used(
     here: api.Platform, engine: sa.Engine, shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A unit that fails for good leaves a gap; retried after all the rest was done, it fills it."""
+    """A clip that fails for good leaves a gap of its own; retried after all the rest was done, it fills it."""
+    monkeypatch.setenv("ANDP_UNIT_SIZE", "1")  # all clips in one unit
+    settings.cache_clear()
     from and_platform.backends import registry
     from and_platform.backends.base import BackendRecipe
 
@@ -452,10 +471,9 @@ def test_a_failed_clip_that_comes_late_is_used(
         registry, "create",
         lambda role, spec, **options: Captioner() if role == "captioner" else create(role, spec, **options),
     )  # fmt: skip
-    monkeypatch.setattr(registry, "needs", lambda _role: {})
     ended = shop.dissect(layers=["head"], captioner="fake")
     assert ended["outcome"] == "ok" and ended["counts"]["open_failures"] == 1
-    assert shop.failures == [("caption", "RuntimeError")] * 3 and shop.retries == 2
+    assert set(shop.failures) == {("caption", "RuntimeError")} and shop.retries == 2
     (failure,) = rows(shop.engine, "SELECT unit, reason, detail FROM failures WHERE resolved_at IS NULL")
     assert failure.unit == "noise/noise-3.wav" and "the model fell over" in failure.reason
     assert f"andp runs retry {ended['run']}" in failure.reason and "Traceback" in failure.detail

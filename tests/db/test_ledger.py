@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,10 @@ def open_run(engine: sa.Engine, n_units: int = 4, queue: str = "gpu", prefix: st
     with db.transaction(engine) as session:
         run_id = provenance.open_run(session, "dissect", {"sha256": prefix}, distributed=True)
         session.add(
-            RunStep(run_id=run_id, step="caption", ordinal=1, stage="caption", queue=queue, unit="clips", planned_at=sa.func.now())
+            RunStep(
+                run_id=run_id, step="caption", ordinal=1, stage="caption", queue=queue, unit="clips",
+                planned_at=sa.func.now(),
+            )
         )  # fmt: skip
         session.flush()
         ledger.add_units(session, run_id, "caption", queue, [NewUnit(f"{prefix}:{i}", {}, 1) for i in range(n_units)])
@@ -55,7 +57,9 @@ def me(engine: sa.Engine) -> Me:
 
 def units(engine: sa.Engine, run_id: int) -> list[Any]:
     with db.reading(engine) as session:
-        return list(session.execute(sa.text("SELECT * FROM work_units WHERE run_id = :run ORDER BY id"), {"run": run_id}))
+        return list(
+            session.execute(sa.text("SELECT * FROM work_units WHERE run_id = :run ORDER BY id"), {"run": run_id})
+        )
 
 
 def change(engine: sa.Engine, statement: str, **params: Any) -> None:
@@ -275,7 +279,10 @@ def test_a_run_that_waits_for_a_message_to_go_on(engine: sa.Engine, others: int)
     if others:
         with db.transaction(engine) as session:
             session.add(
-                RunStep(run_id=run_id, step="record", ordinal=0, stage="record", queue="gpu", unit="clips", planned_at=sa.func.now())
+                RunStep(
+                    run_id=run_id, step="record", ordinal=0, stage="record", queue="gpu", unit="clips",
+                    planned_at=sa.func.now(),
+                )
             )  # fmt: skip
             session.flush()
             ledger.add_units(session, run_id, "record", "gpu", [NewUnit("long", {}, 1)])
@@ -406,21 +413,24 @@ def shop(engine: sa.Engine, material: Path) -> Workshop:
     return Workshop(engine)
 
 
+DEADLY = "low/low-1.wav"
+
+
 class KilledError(BaseException):
     """What a process that is killed does not live to see."""
 
 
-def work_with_deaths(shop: Workshop, run_id: int, monkeypatch: pytest.MonkeyPatch, deadly: str, told: bool) -> int:
-    """Work through a run in which a clip kills whoever touches it; returns how many died. `told`: marks are written."""
+def work_with_deaths(shop: Workshop, run_id: int, monkeypatch: pytest.MonkeyPatch, step: str, *, told: bool) -> int:
+    """Work through a run in which a clip kills whoever does a step of it; returns how many died. `told`: marks are written."""
     real, dead, deaths = work.do, gone(), 0
     with db.reading(shop.engine) as session:
-        clip_id = session.scalars(sa.text("SELECT id FROM clips WHERE path = :path"), {"path": deadly}).one()
+        clip_id = session.scalars(sa.text("SELECT id FROM clips WHERE path = :path"), {"path": DEADLY}).one()
 
     def do(engine: sa.Engine, models: Any, unit: Unit, mark: Any = None) -> Any:
-        of_record = unit.step == "record"
-        if clip_id in unit.payload.get("clips", ()) or (of_record and _in_block(engine, unit, clip_id)):
+        touched = _in_block(engine, unit, clip_id) if step == "record" else clip_id in unit.payload.get("clips", ())
+        if unit.step == step and touched:
             if mark is not None and told:
-                mark(deadly)
+                mark(DEADLY)
             raise KilledError
         return real(engine, models, unit, mark)
 
@@ -442,6 +452,8 @@ def work_with_deaths(shop: Workshop, run_id: int, monkeypatch: pytest.MonkeyPatc
 
 
 def _in_block(engine: sa.Engine, unit: Unit, clip_id: int) -> bool:
+    if unit.step != "record":
+        return False
     with db.reading(engine) as session:
         positions = session.scalars(
             sa.text(
@@ -458,7 +470,7 @@ def test_a_clip_that_kills_the_captioner_fails_alone(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:
     run_id = shop.start(layers=["head"], captioner="describer")
-    deaths = work_with_deaths(shop, run_id, monkeypatch, "low/low-1.wav", told)
+    deaths = work_with_deaths(shop, run_id, monkeypatch, "caption", told=told)
     ended = shop.outcome(run_id)
     assert ended["outcome"] == "ok" and ended["counts"]["open_failures"] == 1
     assert deaths == 3 if told else deaths > 3
@@ -467,7 +479,7 @@ def test_a_clip_that_kills_the_captioner_fails_alone(
         captions = session.scalars(sa.text("SELECT count(*) FROM captions")).one()
     assert captions == 11
     ((unit, reason),) = failures
-    assert unit == "low/low-1.wav" and "died" in reason and f"andp runs retry {run_id}" in reason
+    assert unit == DEADLY and "died" in reason and f"andp runs retry {run_id}" in reason
     # Put right, it is captioned, and nothing is left open.
     monkeypatch.undo()
     assert runs.retry(shop.engine, run_id, shop.post, window=10) == 1
@@ -484,7 +496,7 @@ def test_a_clip_that_kills_the_recorder_is_left_out(
     monkeypatch.setattr(activations, "BLOCK", 4)
     monkeypatch.setattr(activations, "STRETCH", 8)
     run_id = shop.start(layers=["head"])
-    assert work_with_deaths(shop, run_id, monkeypatch, "low/low-1.wav", told=True) == 3
+    assert work_with_deaths(shop, run_id, monkeypatch, "record", told=True) == 3
     assert shop.outcome(run_id)["outcome"] == "ok"
     with _cloned(server_url) as url:
         other = db.make_engine(url, Settings())
@@ -498,15 +510,17 @@ def test_a_clip_that_kills_the_recorder_is_left_out(
         other.dispose()
     assert_same(content(shop.engine), expected, leaving_out=("failures",))
     with db.reading(shop.engine) as session:
-        ((unit, reason),) = session.execute(sa.text("SELECT unit, reason FROM failures WHERE resolved_at IS NULL")).all()
-    assert unit == "low/low-1.wav" and "while it was decoded" in reason
+        ((unit, reason),) = session.execute(
+            sa.text("SELECT unit, reason FROM failures WHERE resolved_at IS NULL")
+        ).all()
+    assert unit == DEADLY and "while it was decoded" in reason
 
 
 def test_a_recorder_that_dies_of_nobody_knows_what_ends_the_run(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = shop.start(layers=["head"])
-    assert work_with_deaths(shop, run_id, monkeypatch, "low/low-1.wav", told=False) == 3
+    assert work_with_deaths(shop, run_id, monkeypatch, "record", told=False) == 3
     ended = shop.outcome(run_id)
     assert ended["outcome"] == "failed" and "record: the process that does it died 3 times" in ended["error"]
     monkeypatch.undo()
@@ -571,9 +585,7 @@ def test_a_unit_that_fails_for_ever_is_told_with_its_traceback(shop: Workshop, m
     assert shop.outcome(run_id)["outcome"] == "ok"
 
 
-def test_a_worker_without_the_package_passes_a_unit_on(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_without_the_package_passes_a_unit_on(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """No try is counted; who looks at the run sees why; and one that has the package does it."""
     needed = {"minilm": "no_such_package"}
     from and_platform.backends import registry

@@ -19,7 +19,6 @@ import numpy as np
 import soundfile
 
 from and_platform.backends.base import BackendRecipe, Clip, Floats
-from and_platform.errors import GenerationError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +104,8 @@ class Letters:
 class Fragile:
     """Says how loud a clip is; `fragile:FOLDER`. Files of the folder name clips that are too much for it.
 
-    `kills`: it kills its process. `breaks`: it raises. `ponders`: seconds that each clip takes.
+    `kills`: it kills its process. `breaks`: it raises. `waits`: it does nothing until they are not named any more. And
+    `ponders` says how many seconds each clip takes.
     """
 
     rate = None
@@ -127,9 +127,8 @@ class Fragile:
                 os.kill(os.getpid(), signal.SIGKILL)
             if clip.key in self._names("breaks"):
                 raise RuntimeError(f"{clip.key} is too much")
-            if clip.key in self._names("mute"):
-                said.append(GenerationError(f"nothing to say of {clip.key}"))
-                continue
+            while clip.key in self._names("waits"):
+                time.sleep(0.2)
             time.sleep(sum(map(float, self._names("ponders"))))
             level = float(np.abs(clip.waveform).mean())
             said.append(f"A {'loud' if level > 0.1 else 'quiet'} sound can be heard. Its level is about {level:.1f}.")

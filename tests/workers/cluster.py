@@ -167,6 +167,12 @@ class Cluster:
         url = make_url(self.postgres.url).set(database=database or self.database)
         return url.set(drivername="postgresql+psycopg")
 
+    def new_database(self, name: str, template: str | None = None) -> None:
+        """Make a database, empty or a copy of one that nobody is connected to, and go on with it."""
+        copied = f" TEMPLATE {template}" if template else ""
+        self.tell(f"CREATE DATABASE {name}{copied}", "postgres")
+        self.database = name
+
     def engine(self, database: str | None = None) -> sa.Engine:
         """This process's connections to a database."""
         name = database or self.database

@@ -135,16 +135,15 @@ def compare(expected: Mapping[str, Table], found: Mapping[str, Table]) -> Differ
     for table, wanted in expected.items():
         there = found[table]
         difference.rows += sum(map(len, there.values()))
-        for key in wanted.keys() - there.keys():
-            difference._note("lost", table, key)
-        for key in there.keys() - wanted.keys():
-            difference._note("duplicates", table, key, "nobody asked for it")
-        for key in wanted.keys() & there.keys():
-            for _ in range(len(there[key]) - len(wanted[key])):
-                difference._note("duplicates", table, key, f"{len(there[key])} times")
-            for _ in range(len(wanted[key]) - len(there[key])):
-                difference._note("lost", table, key, f"{len(there[key])} of {len(wanted[key])}")
-            one, other = wanted[key][0], there[key][0]
+        for key in wanted.keys() | there.keys():
+            asked, got = wanted.get(key, []), there.get(key, [])
+            for _ in range(len(got) - len(asked)):
+                difference._note("duplicates", table, key, f"is there {len(got)} times, not {len(asked)}")
+            for _ in range(len(asked) - len(got)):
+                difference._note("lost", table, key, f"is there {len(got)} times, not {len(asked)}")
+            if not asked or not got:
+                continue
+            one, other = asked[0], got[0]
             for column in one:
                 if not _equal(one[column], other[column]):
                     difference._note("different", table, key, f"{column}: {one[column]!r:.80} and {other[column]!r:.80}")

@@ -166,9 +166,9 @@ def test_a_killed_child_and_a_killed_worker_lose_nothing(bench: Bench) -> None:
     bench.wait(lambda: bench.taken() == 0 and not any(brokers.depths().values()))
 
 
+@pytest.mark.parametrize("bench", ["rabbitmq", "redis"], indirect=True)  # pgmq is as durable as the database
 def test_a_broker_that_dies_comes_back_with_its_messages(bench: Bench) -> None:
-    if bench.server is None:
-        pytest.skip("pgmq is as durable as the database")
+    assert bench.server is not None
     bench.worker("--queues", "cpu")
     bench.send("gpu", "kept")
     bench.send("cpu", "long", 3.0)

@@ -21,6 +21,7 @@ from and_platform.config import settings
 from and_platform.errors import (
     ActivationError,
     AndpError,
+    BackendError,
     BrokerError,
     ConfigError,
     ConflictError,
@@ -199,7 +200,9 @@ def _failed(station: Station, found: Unit, exc: Exception, witness: Witness) -> 
         station.models.clear()  # the next try, or the next unit, begins with all the memory there is
     if found.attempts >= settings().most_attempts or isinstance(exc, HOPELESS):
         log.error("given up after %d tries: %s", found.attempts, reason, exc_info=exc)
-        db.patiently(lambda: work.give_up(station.engine, found, reason, trace, died=False))
+        # One clip may be at fault, and the others of the unit not; of a model that is away, all of them tell the same.
+        divide = steps.BY_NAME[found.step].soft and not isinstance(exc, (BackendError, DatabaseError, *HOPELESS))
+        db.patiently(lambda: work.give_up(station.engine, found, reason, trace, died=False, divide=divide))
         station.follow([(found.run_id, found.step)])
         return
     wait = 0.0 if isinstance(exc, DatabaseError) else min(2.0**found.attempts, _MOST_WAIT_S)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from and_platform import db, logs
 from and_platform.errors import ConfigError, ConflictError, NotFoundError
 from and_platform.schema import Dissection, Failure, Run, RunStep, WorkUnit
-from and_platform.services import datasets, dissect, networks, provenance, record
+from and_platform.services import datasets, dissect, generate, networks, provenance, record
 from and_platform.services.dissect import Options
 from and_platform.services.distribution import ledger, settled, steps, workers
 from and_platform.services.distribution.ledger import Messenger, NewUnit
@@ -204,6 +204,8 @@ def _close(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep
             wanted = known.options.stages or dissect.STAGES
             counts["open_failures"] = dissect.complete_in(session, known.plan, run.dissection_id, wanted)
         dropped = _drop_abandoned(session, run)
+        if (llm := settled.llm_of(engine, known.plan.recipes().values())) is not None:
+            counts["llm"] = generate.usage(engine, llm)._asdict()
     run.outcome = "ok" if whole else "failed"
     run.counts = counts
     run.finished_at = sa.func.now()

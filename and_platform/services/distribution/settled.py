@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +104,15 @@ def _score(session: Session, method: str, recipe: RecipePlan) -> ScorePlan:
     return ScorePlan(method, encoder, recipe, captions)
 
 
+def llm_of(
+    engine: sa.Engine, recipes: Iterable[RecipePlan], *, structured: bool = False
+) -> stored.StoredAnswers | None:
+    """The LLM that some recipes ask, as its answers know it; None where none is asked."""
+    answers = (parent for recipe in recipes for parent in recipe.parents if parent.stage == "generate")
+    found = next(answers, None)
+    return None if found is None else stored.StoredAnswers(engine, found, structured=structured)
+
+
 class StoredTools(Tools):
     """The models of a dissection as their rows know them."""
 
@@ -123,10 +132,9 @@ class StoredTools(Tools):
 
     @property
     def llm(self) -> stored.StoredAnswers:
-        answers = next(
-            parent for recipe in self._recipes.values() for parent in recipe.parents if parent.stage == "generate"
-        )
-        return stored.StoredAnswers(self._engine, answers, structured=self._structured)
+        found = llm_of(self._engine, self._recipes.values(), structured=self._structured)
+        assert found is not None
+        return found
 
     @property
     def tagger(self) -> stored.StoredTagger:

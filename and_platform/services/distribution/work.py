@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from and_platform import db
 from and_platform.backends.base import TextAudioEncoder, TextEncoder
+from and_platform.config import settings
 from and_platform.errors import ConfigError
-from and_platform.schema import Clip, Layer, ProbingSet, Recording, Run
+from and_platform.schema import Caption, Clip, ClipEmbedding, Layer, ProbingSet, Recording, Run
 from and_platform.services import (
     calibrate,
     caption,
@@ -357,11 +358,14 @@ _DOERS: dict[str, Callable[[_Bench], Done]] = {
 # ---------------------------------------------------------------------- giving up
 
 
-def give_up(engine: sa.Engine, unit: Unit, reason: str, traceback: str | None, *, died: bool) -> None:
+def give_up(
+    engine: sa.Engine, unit: Unit, reason: str, traceback: str | None, *, died: bool, divide: bool = False
+) -> None:
     """End a unit that was tried often enough, so that the rest can go on.
 
     Where it is known of which clip the worker dies, that clip is the failure, and the others are tried without it. Where it is
-    not, a unit of several clips or texts that kills its workers is cut in two, until the one is alone.
+    not, a unit of several clips or texts that kills its workers is cut in two, until the one is alone; with `divide`, one
+    that fails otherwise, too.
     """
     culprit = unit.doing if died else None
     items = next((name for name in ("clips", "texts", "words") if name in unit.payload), None)
@@ -387,10 +391,10 @@ def give_up(engine: sa.Engine, unit: Unit, reason: str, traceback: str | None, *
                     session, replace(unit, id=single, payload=alone.payload, size=1), f"{culprit}: {reason}", traceback
                 )
                 return
-        if died and items is not None and len(parts) > 1:
+        if (died or divide) and items is not None and len(parts) > 1:
             middle = len(parts) // 2
             halves = [_part(unit, items, half) for half in (parts[:middle], parts[middle:])]
-            ledger.split(session, unit, halves, max(unit.attempts - 2, 0))
+            ledger.split(session, unit, halves, settings().most_attempts - 1)
             return
         _end(session, unit, reason, traceback)
 
@@ -401,18 +405,25 @@ def _part(unit: Unit, items: str, ids: list[int]) -> NewUnit:
 
 
 def _end(session: Any, unit: Unit, reason: str, traceback: str | None) -> None:
-    """The unit is failed, and so are the clips in it, where others know clips by their failures."""
+    """The unit is failed, and so are the clips of it that came to nothing, where others know clips by their failures."""
     ledger.fail(session, unit, reason, traceback)
     run = session.get_one(Run, unit.run_id)
     told = run.plan or {}
     stage, scope = unit.step, f"run:{unit.run_id}"
     rows: list[tuple[str, int | None]] = [(f"unit {unit.id}", None)]
     if unit.step in ("caption", "encode_sounds"):
+        there = sa.select(Caption.id).where(Caption.clip_id == Clip.id)
         if unit.step == "caption":
             scope = f"recipe:{told['recipes']['caption']}"
+            there = there.where(Caption.recipe_id == told["recipes"]["caption"])
         else:
             stage, scope = match.SOUNDS, f"encoder:{unit.payload['encoder_id']}"
-        clips = session.execute(sa.select(Clip.id, Clip.path).where(Clip.id.in_(unit.payload["clips"]))).all()
+            there = sa.select(ClipEmbedding.clip_id).where(
+                ClipEmbedding.clip_id == Clip.id, ClipEmbedding.encoder_id == unit.payload["encoder_id"]
+            )
+        clips = session.execute(
+            sa.select(Clip.id, Clip.path).where(Clip.id.in_(unit.payload["clips"]), ~there.exists())
+        ).all()
         rows = [(path, identity) for identity, path in clips]
     for name, clip_id in rows:
         provenance.record_failure(
