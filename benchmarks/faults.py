@@ -151,7 +151,9 @@ def disturbed(cluster: Cluster, name: str, kills: int, each: int, units: list[in
         for number, n in enumerate(units):
             # Those that came too late for one dissection are for the next.
             due = min((number + 1) * each, kills) - storm.kills.total()
-            storm.tell = lambda line, number=number: note(f"{name}, set{number}, {time.monotonic() - began:.0f} s: {line}")
+            storm.tell = lambda line, number=number: note(
+                f"{name}, set{number}, {time.monotonic() - began:.0f} s: {line}"
+            )
             storm.dissect(dissection(number), sorted(draw.randrange(n) for _ in range(due)))
         seconds = time.monotonic() - began
         ((done, retries, deadlocks),) = cluster.ask(

@@ -30,6 +30,7 @@ from and_platform import db
 from and_platform.api import Platform
 from and_platform.config import settings
 from and_platform.schema import RunStep
+from and_platform.services import networks, samples
 from and_platform.services.distribution import ledger
 from and_platform.services.distribution.ledger import NewUnit
 from tests.db.test_dissect import LLMServer
@@ -71,7 +72,9 @@ def main() -> None:
         small = ("dissect", "tiny", "--dataset", "tones", *LIGHT)
         waiting = (*small, "--llm", llm.spec, "--llm-option", "concurrency=1", "--captioner", "describer")
         commands = {
-            "work": ("dissect", "sample-ast") if options.network == "sample-ast" else (*small, "--captioner", "describer"),
+            "work": ("dissect", "sample-ast")
+            if options.network == "sample-ast"
+            else (*small, "--captioner", "describer"),
             "waiting": waiting,
         }
         for series in options.series.split(","):
@@ -97,10 +100,9 @@ def prepare(cluster: Cluster, n_clips: int) -> None:
     cluster.new_database("base")
     cluster.run("db", "upgrade")
     platform = Platform(cluster.engine("base"))
-    platform.ingest("sample", processes=1)
+    samples.ensure(cluster.engine("base"), networks.SAMPLE, samples.DATASET)
     platform.ingest(backends.sounds(cluster.folder / "tones", n_clips), processes=1)
     platform.add_network("tiny", backends.NETWORK)
-    cluster.run("networks", "add", "sample-ast")
     cluster.engine("base").dispose()
 
 
@@ -157,7 +159,7 @@ def nothing(cluster: Cluster, broker: str, n: int, n_units: int) -> Row:
         cluster.wait(lambda: cluster.ask(left) == [(0,)], 900)
         seconds = time.monotonic() - began
         cpu = cpu_seconds(cluster) - cpu
-        ((work,),) = cluster.ask("SELECT sum(seconds) FROM work_units WHERE key LIKE 'nothing:%%'", None)
+        ((work,),) = cluster.ask("SELECT sum(seconds) FROM work_units WHERE starts_with(key, 'nothing:')")
         row = {
             "series": "nothing", "broker": broker, "workers": n, "seconds": seconds, "units": n_units, "work": work,
             "cpu": cpu,
@@ -209,13 +211,27 @@ def told(row: Row) -> Row:
     """The row, with what follows from it, on stderr too."""
     if "units" in row:
         row["idle_ms"] = 1000 * (row["workers"] * row["seconds"] - row["work"]) / row["units"]
-    print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, file=sys.stderr, flush=True)
+    print(
+        {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
+        file=sys.stderr,
+        flush=True,
+    )
     return row
 
 
 def show(found: list[Row]) -> None:
     first = {row["series"]: row["seconds"] for row in reversed(found)}
-    head = ("series", "broker", "workers", "seconds", "against the first row", "units", "work, s", "not work, ms a unit", "CPU, ms a unit")
+    head = (
+        "series",
+        "broker",
+        "workers",
+        "seconds",
+        "against the first row",
+        "units",
+        "work, s",
+        "not work, ms a unit",
+        "CPU, ms a unit",
+    )
     print("| " + " | ".join(head) + " |")
     print("| --- | --- |" + " ---: |" * (len(head) - 2))
     for row in found:

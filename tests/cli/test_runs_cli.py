@@ -90,9 +90,7 @@ def test_detached_watched_and_listed(shop: Workshop, andp: Andp) -> None:
     assert all(step["done"] == step["units"] and not step["failed"] for step in shown["steps"])
     table = andp("runs", "show", number).stdout
     assert "steps" in table and "encode_captions" in table and "andp runs retry" not in table
-    (listed,) = [
-        row for row in json.loads(andp("runs", "list", "--format", "json").stdout) if row["id"] == begun["run"]
-    ]
+    (listed,) = [row for row in json.loads(andp("runs", "list", "--json").stdout) if row["id"] == begun["run"]]
     assert listed["outcome"] == "ok" and listed["counts"]["record"]["computed"] == 9
     assert number in andp("runs", "list").stdout
     # Of a run that went well nothing can be cancelled; retried, it finds nothing to do.
@@ -129,13 +127,13 @@ def test_cancelled_and_failed(shop: Workshop, andp: Andp, monkeypatch: pytest.Mo
     assert "Traceback" in shown.stderr and "3 tries" in shown.stderr
     (unit,) = json.loads(andp("runs", "show", number, "--failed", "--json").stdout)["units"]
     assert unit["step"] == "calibrate" and unit["attempts"] == 3 and "Traceback" in unit["traceback"]
-    failures = json.loads(andp("failures", "--format", "json").stdout)
+    failures = json.loads(andp("failures", "--json").stdout)
     assert any("it fell over" in row["reason"] for row in failures)
 
 
 def test_what_cannot_be_watched_or_steered(shop: Workshop, andp: Andp) -> None:
     andp(*DISSECT[:-1])
-    number = str(json.loads(andp("runs", "list", "--limit", "1", "--format", "json").stdout)[0]["id"])
+    number = str(json.loads(andp("runs", "list", "--limit", "1", "--json").stdout)[0]["id"])
     assert f"andp runs show {number}" in one_line(andp("runs", "watch", number, check=False), 1)
     for what in ("cancel", "retry"):
         assert "by the process that began it" in one_line(andp("runs", what, number, check=False), 1)

@@ -206,12 +206,18 @@ def test_manifests_fit_together() -> None:
     assert images == {f"and-platform:{version()}"}
     # Who brings data in and who reads it have it at one path; where secrets lie is what the settings say.
     paths = {
-        mount["mountPath"] for manifest in pods for mount in container(manifest)["volumeMounts"] if mount["name"] == "data"
+        mount["mountPath"]
+        for manifest in pods
+        for mount in container(manifest)["volumeMounts"]
+        if mount["name"] == "data"
     }
     assert paths == {"/srv/andp"}
     (settings,) = documents("settings.yaml")
     secret_paths = {
-        mount["mountPath"] for manifest in pods for mount in container(manifest)["volumeMounts"] if mount["name"] == "secrets"
+        mount["mountPath"]
+        for manifest in pods
+        for mount in container(manifest)["volumeMounts"]
+        if mount["name"] == "secrets"
     }
     assert secret_paths == {settings["data"]["ANDP_SECRETS_DIR"]}
     for deployment in documents("workers.yaml"):
@@ -274,7 +280,8 @@ def postgres() -> Iterator[Path]:
         script = compose()["services"]["postgres"]["volumes"][1].split(":")[0]
         subprocess.run(
             ["sh", str(ROOT / script)],
-            env={**superuser, "POSTGRES_USER": "andp", "POSTGRES_DB": "andp", "ANDP_WORKER_PASSWORD_FILE": str(home / "password")},
+            env={**superuser, "POSTGRES_USER": "andp", "POSTGRES_DB": "andp",
+                 "ANDP_WORKER_PASSWORD_FILE": str(home / "password")},
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         yield Path(socket)
@@ -411,7 +418,7 @@ def composed(postgres: Path, rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Com
         sys.stdout.write(f"--- {name}\n{made.log(name)}\n")  # pytest shows it where a test failed
 
 
-def wait(done: Callable[[], bool], seconds: float = 90) -> None:
+def wait(done: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"not after {seconds:.0f} s"
@@ -436,7 +443,9 @@ def test_the_services_of_compose_dissect_as_processes(composed: Composed) -> Non
     composed.run("andp", "networks", "add", NETWORK, str(data / "network"))
     wait(lambda: all(composed.healthy(name) for name in names))
 
-    told = composed.run("andp", "dissect", NETWORK, "--dataset", "tones", "--captioner", "describer", "--distributed", "--json")
+    told = composed.run(
+        "andp", "dissect", NETWORK, "--dataset", "tones", "--captioner", "describer", "--distributed", "--json"
+    )
     run = json.loads(told)["run"]
     with psycopg.connect(composed.secrets["andp_database_url"]) as connection:
         used = connection.execute(
@@ -451,6 +460,7 @@ def test_the_services_of_compose_dissect_as_processes(composed: Composed) -> Non
     assert set(composed.stop().values()) == {0}
 
 
+@pytest.mark.timeout(600)
 def test_flower_sees_the_workers(composed: Composed) -> None:
     pytest.importorskip("flower", reason="flower is not installed")
     composed.run("setup")

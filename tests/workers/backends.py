@@ -63,7 +63,13 @@ def network(hidden: int = 24) -> tuple[nn.Module, dict[str, Any]]:
 
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(BANDS, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, len(CLASSES)))
-    return layers, {"rate": RATE, "classes": list(CLASSES), "prepare": loudness, "pooling": "mean", "default_layers": ["*"]}
+    return layers, {
+        "rate": RATE,
+        "classes": list(CLASSES),
+        "prepare": loudness,
+        "pooling": "mean",
+        "default_layers": ["*"],
+    }
 
 
 def wide_network() -> tuple[nn.Module, dict[str, Any]]:

@@ -211,7 +211,9 @@ class Cluster:
     def start(self, *arguments: str, options: Sequence[str] = ("-v",)) -> Process:
         """Begin `andp ARGUMENTS`."""
         self._logs += 1
-        return Process([*ANDP, *options, *arguments], self.environment, self.folder / f"{self._logs:04}-{arguments[0]}.log")
+        return Process(
+            [*ANDP, *options, *arguments], self.environment, self.folder / f"{self._logs:04}-{arguments[0]}.log"
+        )
 
     def run(self, *arguments: str, check: bool = True, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         """Do `andp ARGUMENTS` to its end."""
@@ -219,7 +221,9 @@ class Cluster:
             [*ANDP, *arguments], env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=seconds, check=False,
         )  # fmt: skip
-        assert not check or done.returncode == 0, f"andp {' '.join(arguments)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert not check or done.returncode == 0, (
+            f"andp {' '.join(arguments)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done
 
     def start_worker(self, *arguments: str, wait: bool = True) -> Process:

@@ -114,7 +114,9 @@ class Difference:
             for name, found in (("lost", self.lost), ("duplicates", self.duplicates), ("different", self.different))
             if found
         )
-        return f"{self.rows:,} rows compared; {counts or 'all equal'}" + "".join(f"\n  {line}" for line in self.examples)
+        return f"{self.rows:,} rows compared; {counts or 'all equal'}" + "".join(
+            f"\n  {line}" for line in self.examples
+        )
 
     def _note(self, kind: str, table: str, key: Key, more: str = "") -> None:
         counter: Counter[str] = getattr(self, kind)
@@ -146,7 +148,9 @@ def compare(expected: Mapping[str, Table], found: Mapping[str, Table]) -> Differ
             one, other = asked[0], got[0]
             for column in one:
                 if not _equal(one[column], other[column]):
-                    difference._note("different", table, key, f"{column}: {one[column]!r:.80} and {other[column]!r:.80}")
+                    difference._note(
+                        "different", table, key, f"{column}: {one[column]!r:.80} and {other[column]!r:.80}"
+                    )
                     break
     return difference
 

@@ -75,7 +75,9 @@ class Storm:
             done = self._done()
             if done is not None and done != last:
                 last, heard = done, time.monotonic()
-            assert time.monotonic() - heard < self.hang_s, f"no unit in {self.hang_s:.0f} s\n{self.state()}\n{cluster.logs()}"
+            assert time.monotonic() - heard < self.hang_s, (
+                f"no unit in {self.hang_s:.0f} s\n{self.state()}\n{cluster.logs()}"
+            )
             if moments and last - before >= moments[0]:
                 time.sleep(self.draw.random())
                 victim = victims[0] if victims else self.victim()

@@ -103,7 +103,7 @@ def test_whatever_is_killed_rows_are_those_of_an_undisturbed_run(cluster: Cluste
     storm = Storm(cluster, random.Random(0), hang_s=100)
     victims = ["child", "worker", *(["broker"] if broker else []), "postgres", "client"]
     storm.dissect((*DISSECT, "--distributed"), [5 + 8 * i for i in range(len(victims))], victims)
-    assert storm.kills == {victim: 1 for victim in victims}
+    assert storm.kills == dict.fromkeys(victims, 1)
     assert outcomes(cluster) == ["ok"]
     equal(cluster, "undisturbed")
 
@@ -130,8 +130,8 @@ def test_eight_processes_two_clients_of_one_run_and_another_dissection(cluster: 
     assert cluster.ask("SELECT count(*) FROM recordings") == [(1,)]
     assert cluster.ask("SELECT max(attempts) FROM work_units WHERE state = 'done'") == [(1,)]
 
-    dissected(cluster, "both", "undisturbed", *slow)
-    equal(cluster, "both")
+    dissected(cluster, "two", "undisturbed", *slow)
+    equal(cluster, "two")
 
 
 def test_poison_is_given_up_and_told_and_retried(cluster: Cluster) -> None:
@@ -151,7 +151,9 @@ def test_poison_is_given_up_and_told_and_retried(cluster: Cluster) -> None:
         " WHERE u.state = 'failed' ORDER BY 1"
     )
     by_path = {path: rest for path, *rest in failed}
-    assert {"low/1.wav", "noise/2.wav"} <= by_path.keys() and len(by_path) <= 3  # and who was in one unit with the latter
+    assert {"low/1.wav", "noise/2.wav"} <= by_path.keys() and len(
+        by_path
+    ) <= 3  # and who was in one unit with the latter
     attempts, reason, traceback = by_path["low/1.wav"]
     assert "died 3 times" in reason and traceback is None
     attempts, reason, traceback = by_path["noise/2.wav"]
