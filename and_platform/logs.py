@@ -205,5 +205,6 @@ def configure(
         old.close()
     root.addHandler(handler)
     root.setLevel(level)
+    logging.getLogger("alembic").setLevel(max(level, logging.WARNING))  # a line for each look at the schema's version
     # A warning that a library prints would be the one line that is not JSON, or has no time.
     logging.captureWarnings(format == "json" or worker is not None)

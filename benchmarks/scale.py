@@ -395,6 +395,7 @@ def index(engine: sa.Engine, n_vectors: int, dim: int, memory: str) -> Row:
             ),
             {"recipe": recipe, "layers": [layer.id for layer in layers]},
         )
+        session.execute(sa.text("ANALYZE summaries"))  # or the join below goes through all pairs
         ids = session.scalars(
             sa.text(
                 "INSERT INTO calibrations (recipe_id, neuron_id, high_summary_id, low_summary_id, summary, n_kept, n_dropped)"

@@ -41,15 +41,15 @@ class _Pulse(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(self._pause):
-            try:
-                self._beat()
-            except AndpError as exc:  # the database or the broker is away: the next beat may find it
-                log.warning("no beat: %s", exc)
+            for duty in (self._check_schema, self._beat, self._sweep):
+                try:
+                    duty()
+                except AndpError as exc:  # the database or the broker is away: the next beat may find it
+                    log.warning("%s: %s", duty.__name__.strip("_"), exc)
+                except Exception:  # a worker without a pulse counts as dead, and works on
+                    log.exception("%s", duty.__name__.strip("_"))
 
-    def _beat(self) -> None:
-        workers.beat(self.engine, self.worker_id)
-        ledger.children_lost(self.engine, self.worker_id)
-        ledger.sweep(self.engine, MESSENGER, brokers.depths, window=settings().queue_window)
+    def _check_schema(self) -> None:
         self._beats += 1
         if self._beats % _SCHEMA_EVERY == 0:
             now, known = db.schema_revision(self.engine), db.newest_revision()
@@ -58,6 +58,15 @@ class _Pulse(threading.Thread):
                     "the schema is at %s now, and this worker works with %s: it stops; install that version", now, known
                 )
                 os.kill(os.getpid(), signal.SIGTERM)
+
+    def _beat(self) -> None:
+        workers.beat(self.engine, self.worker_id)
+        ledger.children_lost(self.engine, self.worker_id)
+
+    def _sweep(self) -> None:
+        """One worker sweeps for all, that of the lowest number: a hundred would ask the same a hundred times."""
+        if workers.eldest(self.engine) == self.worker_id:
+            ledger.sweep(self.engine, MESSENGER, brokers.depths, window=settings().queue_window)
 
     def stop(self) -> None:
         self._over.set()

@@ -72,11 +72,16 @@ def advance(self: Any, run_id: int) -> None:
 
 @contextmanager
 def _kept() -> Iterator[None]:
-    """A message whose end could not be written down, or after which nothing could be sent, goes back to the broker."""
+    """A message whose end could not be written down, or after which nothing could be sent, goes back to the broker.
+
+    Whatever the reason: Celery would take the message for done, and the unit would be at work for ever. Each delivery
+    counts a try, so that it does not go round and round.
+    """
     try:
         yield
-    except (BrokerError, DatabaseError) as exc:
-        log.error("goes back to the broker: %s", exc)
+    except Exception as exc:
+        known = isinstance(exc, BrokerError | DatabaseError)
+        log.error("goes back to the broker: %s", exc, exc_info=None if known else exc)
         time.sleep(_BREATH_S)
         raise Reject(exc, requeue=True) from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -123,28 +124,31 @@ def follow(ctx: click.Context, engine: sa.Engine, run_id: int) -> dict[str, Any]
     AndpError
         It failed or was cancelled.
     """
-    began, lonely = time.monotonic(), False
+    asked, lonely = time.monotonic(), False
     quiet = bool((ctx.obj or {}).get("quiet"))
     try:
         with Watch(quiet=quiet) as drawn:
             while True:
+                began = time.monotonic()
                 found, steps = db.patiently(lambda: _look(engine, run_id))
+                took = time.monotonic() - began
                 drawn.update(steps)
                 if found["outcome"] != "running":
                     break
-                if not lonely and time.monotonic() - began > _LONELY_S:
+                if not lonely and time.monotonic() - asked > _LONELY_S:
+                    asked = time.monotonic()
                     for queue in db.patiently(lambda: service.idle_queues(engine, run_id)):
                         lonely = True
                         drawn.note(
                             f"units wait in the queue {queue}, and no worker listens to it; "
                             f"start one: andp worker --queues {queue}"
                         )
-                time.sleep(_POLL_S)
+                time.sleep(max(_POLL_S, 10 * took))  # to look takes its time where there are many units
     except KeyboardInterrupt:
         messages().print(
             f"\nrun {run_id} goes on; to watch it again: andp runs watch {run_id}; to stop it: andp runs cancel {run_id}"
         )
-        ctx.exit(130)
+        sys.exit(130)
     if not found["distributed"]:
         raise AndpError(f"run {run_id} was done by the process that began it; see: andp runs show {run_id}")
     if found["outcome"] == "cancelled":

@@ -40,6 +40,8 @@ class WorkUnit(Base):
             "ix_work_units_open", "run_id", "step", postgresql_where=sa.text("state IN ('waiting', 'sent', 'running')")
         ),
         sa.Index("ix_work_units_waiting", "run_id", "queue", "id", postgresql_where=sa.text("state = 'waiting'")),
+        sa.Index("ix_work_units_sent", "run_id", "queue", "sent_at", postgresql_where=sa.text("state = 'sent'")),
+        sa.Index("ix_work_units_running", "worker_id", postgresql_where=sa.text("state = 'running'")),
         sa.Index("ix_work_units_open_key", "key", postgresql_where=sa.text("state IN ('waiting', 'sent', 'running')")),
         {
             "comment": "Units of work, short and safe to do twice. A broker's message names one; this says what came of it."

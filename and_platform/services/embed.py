@@ -180,7 +180,9 @@ def embed_texts(
         missing = session.execute(
             sa.text(
                 "SELECT t.id, t.text FROM texts t WHERE t.id = ANY (:ids) AND NOT EXISTS ("
-                " SELECT FROM text_embeddings e WHERE e.encoder_id = :encoder AND e.text_id = t.id) ORDER BY t.id"
+                " SELECT FROM text_embeddings e WHERE e.encoder_id = :encoder AND e.text_id = t.id)"
+                # Not by id: the batches, and so the last bits of the vectors, do not depend on who came first.
+                ' ORDER BY length(t.text), t.text COLLATE "C"'
             ),
             {"ids": list(text_ids), "encoder": encoder_id},
         ).all()

@@ -35,12 +35,17 @@ class CaptionTable:
         return embed.text_vectors(session, encoder_id, self.text_ids.tolist())
 
 
-def read_captions(session: Session, probing_set_id: int, n_clips: int, caption_recipe_id: int) -> CaptionTable:
-    """The captions of one recipe."""
+def read_captions(
+    session: Session, probing_set_id: int, n_clips: int, caption_recipe_id: int, positions: Ints | None = None
+) -> CaptionTable:
+    """The captions of one recipe: all of them, or those at some positions, as if there were no others."""
+    chosen = [ProbingSetClip.probing_set_id == probing_set_id, Caption.recipe_id == caption_recipe_id]
+    if positions is not None:
+        chosen.append(ProbingSetClip.position == sa.any_(sa.cast(positions.tolist(), ARRAY(sa.BigInteger))))
     rows = session.execute(
         sa.select(ProbingSetClip.position, Caption.text)
         .join(Caption, Caption.clip_id == ProbingSetClip.clip_id)
-        .where(ProbingSetClip.probing_set_id == probing_set_id, Caption.recipe_id == caption_recipe_id)
+        .where(*chosen)
     )
     captions: list[str | None] = [None] * n_clips
     for position, text in rows:
@@ -49,7 +54,7 @@ def read_captions(session: Session, probing_set_id: int, n_clips: int, caption_r
         sa.select(ProbingSetClip.position, CaptionSentence.text_id)
         .join(Caption, Caption.clip_id == ProbingSetClip.clip_id)
         .join(CaptionSentence, CaptionSentence.caption_id == Caption.id)
-        .where(ProbingSetClip.probing_set_id == probing_set_id, Caption.recipe_id == caption_recipe_id)
+        .where(*chosen)
         .order_by(ProbingSetClip.position, CaptionSentence.ordinal)
     ).all()
     positions = np.fromiter((row.position for row in found), np.int64, len(found))
@@ -64,8 +69,12 @@ def read_captions(session: Session, probing_set_id: int, n_clips: int, caption_r
     return CaptionTable(captions, sentences, text_ids, [texts[int(identity)] for identity in text_ids])
 
 
-def read_exemplars(session: Session, recording_id: int, layer: Layer, side: str, k: int) -> Ints:
+def read_exemplars(
+    session: Session, recording_id: int, layer: Layer, side: str, k: int, units: tuple[int, int] | None = None
+) -> Ints:
     """Positions of the k exemplars of one side, [units, k], most extreme first.
+
+    `units`: of those from the first to before the second; default: all of the layer.
 
     -1 where there are fewer clips, and throughout for a neuron with the same activation on every clip: it prefers none.
 
@@ -74,16 +83,17 @@ def read_exemplars(session: Session, recording_id: int, layer: Layer, side: str,
     IncompleteError
         The layer has not been recorded.
     """
+    first, end = units or (0, layer.n_units)
     rows = session.execute(
         sa.text(
             "SELECT CASE WHEN s.min < s.max THEN e.positions[1:CAST(:k AS int)] ELSE '{}' END"
             " FROM neurons n JOIN exemplars e ON e.neuron_id = n.id AND e.recording_id = :recording AND e.side = :side"
             " JOIN neuron_statistics s ON s.neuron_id = n.id AND s.recording_id = :recording"
-            " WHERE n.layer_id = :layer ORDER BY n.unit"
+            " WHERE n.layer_id = :layer AND n.unit >= :first AND n.unit < :end ORDER BY n.unit"
         ),
-        {"recording": recording_id, "side": side, "layer": layer.id, "k": k},
+        {"recording": recording_id, "side": side, "layer": layer.id, "k": k, "first": first, "end": end},
     ).scalars()
     lists = list(rows)
-    if len(lists) != layer.n_units:
+    if len(lists) != end - first:
         raise IncompleteError(f"layer {layer.name} is not recorded yet; run: andp dissect")
-    return np.array([[*found, *[-1] * (k - len(found))] for found in lists], np.int64).reshape(layer.n_units, k)
+    return np.array([[*found, *[-1] * (k - len(found))] for found in lists], np.int64).reshape(end - first, k)

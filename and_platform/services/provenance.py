@@ -227,8 +227,8 @@ def record_failure(
 ) -> None:
     """Keep why a unit of work failed; a unit that fails again is updated, not doubled."""
     statement = insert(Failure).values(
-        stage=stage, scope=scope, unit=_storable(unit), reason=_storable(logs.mask(reason)),
-        detail=None if detail is None else _storable(logs.mask(detail)), run_id=run_id, clip_id=clip_id,
+        stage=stage, scope=scope, unit=storable(unit), reason=storable(logs.mask(reason)),
+        detail=None if detail is None else storable(logs.mask(detail)), run_id=run_id, clip_id=clip_id,
     )  # fmt: skip
     session.execute(
         statement.on_conflict_do_update(
@@ -248,7 +248,7 @@ def record_failure(
 def resolve_failures(session: Session, *, stage: str, scope: str, units: Iterable[str]) -> int:
     """Mark the open failures of these units as resolved; returns how many there were."""
     # One array, not a parameter for each: a statement has room for 65,535.
-    named = sa.cast([_storable(unit) for unit in units], ARRAY(sa.Text))
+    named = sa.cast([storable(unit) for unit in units], ARRAY(sa.Text))
     result = session.execute(
         sa.update(Failure)
         .where(
@@ -262,6 +262,6 @@ def resolve_failures(session: Session, *, stage: str, scope: str, units: Iterabl
     return int(getattr(result, "rowcount", 0))
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Text as Postgres takes it: names of files and answers of models may hold NUL or half a surrogate pair."""
     return text.replace("\0", "\ufffd").encode("utf-8", "backslashreplace").decode("utf-8")

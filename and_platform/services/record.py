@@ -131,7 +131,7 @@ def record(
     """
     specs = choose_layers(loaded, layers, pooling)
     failed: list[str] = []
-    copied_from: tuple[int, int] | None = None
+    copied_from: int | None = None
     abandoned: int | None = None
     while True:
         with db.transaction(engine) as session:
@@ -142,9 +142,9 @@ def record(
                 )
             recipe = plan(network, loaded, dataset, probing, pooling)
             recording_id = ensure_recording(session, network.id, probing.id, recipe)
-            if copied_from and copied_from[0] != recording_id:
-                _copy_values(session, copied_from[0], recording_id, copied_from[1])
-                abandoned = copied_from[0] if drop_abandoned(session, copied_from[0]) else None
+            if copied_from is not None and copied_from != recording_id:
+                _take_over(session, copied_from, recording_id)
+                abandoned = copied_from if drop_abandoned(session, copied_from) else None
         if abandoned is not None:
             free_partitions(engine, abandoned, progress)
         try:
@@ -154,7 +154,7 @@ def record(
             for member, reason in exc.failures:
                 progress.note(f"left out: {member.key}: {reason}")
                 failed.append(member.key)
-            copied_from = (recording_id, min(member.position for member, _ in exc.failures))
+            copied_from = recording_id
             continue
         report.failed_clips = failed
         return report
@@ -309,24 +309,16 @@ def restart(
 ) -> int:
     """The recording that takes the place of one some of whose clips cannot be read; returns its id.
 
-    What was recorded of clips before the first of them is taken over. The old one is dropped where nothing reads it.
+    What was recorded of the clips that stand where they stood is taken over. The old one stays, for those who are still at it.
     """
     with db.transaction(engine) as session:
-        before = session.get_one(Recording, old)
         probing = datasets.snapshot(session, datasets.find(session, dataset).id)
         recording_id = ensure_recording(
             session, network.id, probing.id, plan(network, loaded, dataset, probing, pooling)
         )
         if recording_id == old:
             return old
-        first = session.scalar(
-            sa.text(
-                "SELECT min(m.position) FROM probing_set_clips m WHERE m.probing_set_id = :old AND NOT EXISTS ("
-                " SELECT FROM probing_set_clips n WHERE n.probing_set_id = :new AND n.clip_id = m.clip_id)"
-            ),
-            {"old": before.probing_set_id, "new": probing.id},
-        )
-        _copy_values(session, old, recording_id, first or 0)
+        _take_over(session, old, recording_id)
     return recording_id
 
 
@@ -351,6 +343,13 @@ def fold_stretch(engine: sa.Engine, recording_id: int, layers: Sequence[Layer], 
     if folded:
         activations.tidy_landing(engine, recording_id)
     return folded
+
+
+def missing_blocks(engine: sa.Engine, recording_id: int, layers: Sequence[Layer], stretch: int) -> list[str]:
+    """Names of layers of which a stretch is not folded: blocks of it have not landed."""
+    with db.reading(engine) as session:
+        done = activations.folded_layers(session, recording_id, stretch, [layer.id for layer in layers])
+    return [layer.name for layer in layers if layer.id not in done]
 
 
 def complete_layers(
@@ -446,6 +445,25 @@ def _members(session: Session, probing_set_id: int, first: int = 0, n_clips: int
     ]
 
 
+def _take_over(session: Session, source: int, target: int) -> None:
+    """Copy what was recorded of the clips that stand at the same positions in both snapshots, from the first one on.
+
+    A snapshot is in order of clips: one that has gone, or has come back, moves all that stand behind it.
+    """
+    first = session.scalar(
+        sa.text(
+            "SELECT coalesce(min(o.position), max(p.n_clips)) FROM recordings s JOIN recordings t ON t.id = :target"
+            " JOIN probing_sets p ON p.id = s.probing_set_id"
+            " LEFT JOIN probing_set_clips o ON o.probing_set_id = s.probing_set_id AND NOT EXISTS ("
+            "  SELECT FROM probing_set_clips n WHERE n.probing_set_id = t.probing_set_id AND n.position = o.position"
+            "  AND n.clip_id = o.clip_id) WHERE s.id = :source"
+        ),
+        {"source": source, "target": target},
+    )
+    if first:  # NULL: the old recording is gone
+        _copy_values(session, source, target, first)
+
+
 def _copy_values(session: Session, source: int, target: int, first_changed: int) -> None:
     """Stretches and blocks that lie before the first clip that is gone are the same in the new snapshot."""
     activations.lock_recording(session, target)
@@ -469,7 +487,7 @@ def _copy_values(session: Session, source: int, target: int, first_changed: int)
 
 
 def drop_abandoned(session: Session, recording_id: int) -> bool:
-    """Drop a recording that was given up for one on a smaller snapshot, if none of its layers is complete or dissected.
+    """Drop a recording that was given up for one on another snapshot, if nothing of it is complete and nobody is at it.
 
     Returns
     -------
@@ -482,7 +500,9 @@ def drop_abandoned(session: Session, recording_id: int) -> bool:
             sa.text(
                 "DELETE FROM recordings r WHERE r.id = :id"
                 " AND NOT EXISTS (SELECT FROM recorded_layers l WHERE l.recording_id = r.id)"
-                " AND NOT EXISTS (SELECT FROM dissections d WHERE d.recording_id = r.id) RETURNING r.id"
+                " AND NOT EXISTS (SELECT FROM dissections d WHERE d.recording_id = r.id)"
+                " AND NOT EXISTS (SELECT FROM runs u WHERE u.distributed AND u.outcome = 'running'"
+                "  AND CAST(u.plan ->> 'recording' AS bigint) = r.id) RETURNING r.id"
             ),
             {"id": recording_id},
         ).one_or_none()

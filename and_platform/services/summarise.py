@@ -173,10 +173,10 @@ def ask(engine: sa.Engine, summariser: Summariser, job: Job, layer: Layer, units
     """Points of both sides of a layer's neurons from one unit to before another; an LLM's answers are kept for `summarise`."""
     with db.reading(engine) as session:
         caption_id = provenance.find_recipe(session, job.caption_plan) or 0
-        table = read_captions(session, job.probing.id, job.probing.n_clips, caption_id)
-        exemplars = [read_exemplars(session, job.recording_id, layer, side, job.k) for side in SIDES]
+        exemplars = [read_exemplars(session, job.recording_id, layer, side, job.k, units) for side in SIDES]
+        chosen = np.concatenate(exemplars)
+        table = read_captions(session, job.probing.id, job.probing.n_clips, caption_id, np.unique(chosen))
     summariser.prepare(engine, table, SILENT)
-    chosen = np.concatenate([of_side[slice(*units)] for of_side in exemplars])
     return summariser.points(engine, chosen, f"ask: {layer.name}", SILENT)
 
 

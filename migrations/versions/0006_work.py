@@ -165,6 +165,20 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'waiting'"),
     )
     op.create_index(
+        "ix_work_units_sent",
+        "work_units",
+        ["run_id", "queue", "sent_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'sent'"),
+    )
+    op.create_index(
+        "ix_work_units_running",
+        "work_units",
+        ["worker_id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'running'"),
+    )
+    op.create_index(
         "ix_work_units_open_key",
         "work_units",
         ["key"],

@@ -1,4 +1,4 @@
-"""What workers do that only an owner may: partitions of a recording, made, analysed and taken away.
+"""What workers do that only an owner may: partitions of a recording, made and analysed.
 
 Why: a worker should own nothing. These functions run with the rights of the schema's owner, take a number and nothing else,
 look names up in this schema alone, and are for whom `andp db roles` grants them to.
@@ -14,7 +14,7 @@ from and_platform.resources import resource
 revision = "0007"
 down_revision = "0006"
 
-FUNCTIONS = ("andp_make_partitions", "andp_analyse_partitions", "andp_drop_partitions")
+FUNCTIONS = ("andp_make_partitions", "andp_analyse_partitions")
 
 
 def upgrade() -> None:

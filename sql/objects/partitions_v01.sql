@@ -39,23 +39,3 @@ END $$;
 
 COMMENT ON FUNCTION andp_analyse_partitions IS
 'Tell the planner what the partitions of a recording hold, as the owner of the schema.';
-
-CREATE FUNCTION andp_drop_partitions(recording bigint)
-RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-AS $$
-DECLARE
-    parent text;
-BEGIN
-    IF EXISTS (SELECT FROM dissections d WHERE d.recording_id = andp_drop_partitions.recording) THEN
-        RAISE EXCEPTION 'recording % is read by dissections', recording USING ERRCODE = 'dependent_objects_still_exist';
-    END IF;
-    FOREACH parent IN ARRAY ARRAY['activation_blocks', 'activations', 'activation_cubes', 'exemplars', 'neuron_statistics',
-                                  'concept_matches']
-    LOOP
-        EXECUTE format('DROP TABLE IF EXISTS %I', 'andp_' || parent || '_' || recording);
-    END LOOP;
-END $$;
-
-COMMENT ON FUNCTION andp_drop_partitions IS
-'Take the partitions of a recording away, as the owner of the schema; not those of one that dissections read.';

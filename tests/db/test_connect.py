@@ -285,7 +285,9 @@ def test_other_trouble_is_not_taken_for_a_lost_server(engine: sa.Engine) -> None
         db.transaction(engine) as session,
     ):
         session.execute(
-            sa.text("DO $$ BEGIN RAISE EXCEPTION 'no locks left' USING ERRCODE = 'configuration_limit_exceeded'; END $$")
+            sa.text(
+                "DO $$ BEGIN RAISE EXCEPTION 'no locks left' USING ERRCODE = 'configuration_limit_exceeded'; END $$"
+            )
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -23,6 +24,7 @@ from sqlalchemy.engine import URL
 
 from and_platform import api, db
 from and_platform.config import Settings, settings
+from and_platform.errors import DatabaseError
 from and_platform.schema import RunStep
 from and_platform.services import activations, provenance
 from and_platform.services.distribution import handling, ledger, runs, work, workers
@@ -212,16 +214,16 @@ def test_a_try_that_failed_waits_and_counts_and_one_that_was_refused_does_not(en
 
 
 def test_units_asked_for_again(engine: sa.Engine) -> None:
-    """What was done and is missing again is to be done; what is open, failed or cancelled stays as it is."""
+    """What was done or cancelled and is missing again is to be done; what is open or failed stays as it is."""
     run_id = open_run(engine, 5, prefix="again")
     states = ["done", "failed", "cancelled", "running", "sent"]
     for row, state in zip(units(engine, run_id), states, strict=True):
         change(engine, "UPDATE work_units SET state = :state, attempts = 2 WHERE id = :id", state=state, id=row.id)
     with db.transaction(engine) as session:
         asked = [NewUnit(f"again:{i}", {}, 1) for i in (0, 1, 2, 3, 4, 5, 5)]
-        assert ledger.add_units(session, run_id, "caption", "gpu", asked) == 2
+        assert ledger.add_units(session, run_id, "caption", "gpu", asked) == 3
     found = [(row.state, row.attempts) for row in units(engine, run_id)]
-    assert found == [("waiting", 0), *((state, 2) for state in states[1:]), ("waiting", 0)]
+    assert found == [("waiting", 0), ("failed", 2), ("waiting", 0), ("running", 2), ("sent", 2), ("waiting", 0)]
 
 
 # ---------------------------------------------------------------------- what was lost
@@ -581,6 +583,36 @@ def test_a_unit_that_fails_for_ever_is_told_with_its_traceback(shop: Workshop, m
     assert steps["match"]["state"] == "done" and steps["terms"]["done"] in (0, None)
     monkeypatch.undo()
     assert runs.retry(shop.engine, run_id, shop.post, window=10) == 1
+    shop.work(run_id)
+    assert shop.outcome(run_id)["outcome"] == "ok"
+
+
+def test_what_became_of_a_unit_is_written_down_however_long_it_takes(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as its process lives nobody else would do it, or end it."""
+    refused = [DatabaseError("the database's disk is full") for _ in range(3)]
+    real = ledger.finish
+
+    def finish(*given: Any) -> Any:
+        if refused:
+            raise refused.pop()
+        return real(*given)
+
+    monkeypatch.setattr(handling.ledger, "finish", finish)
+    monkeypatch.setattr(handling, "_BREATH_S", 0.0)
+    run_id = shop.start(layers=["head"], stages=["caption"])
+    shop.deliver(shop.next())
+    assert not refused and not shop.failures
+    assert [(row.step, row.state, row.attempts) for row in units(shop.engine, run_id)] == [("plan", "done", 1)]
+    # What cannot be written down for another reason is a failure of the unit.
+    monkeypatch.setattr(handling.ledger, "finish", lambda *_: json.loads("{"))
+    shop.deliver(shop.next())
+    shop.deliver(shop.next())
+    assert shop.failures == [("caption", "JSONDecodeError")]
+    (caption,) = [row for row in units(shop.engine, run_id) if row.step == "caption"]
+    assert (caption.state, caption.attempts) == ("waiting", 1)
+    monkeypatch.setattr(handling.ledger, "finish", real)
     shop.work(run_id)
     assert shop.outcome(run_id)["outcome"] == "ok"
 

@@ -136,7 +136,7 @@ def test_every_function_has_a_comment(engine: sa.Engine) -> None:
         f" JOIN pg_namespace n ON n.oid = o.pronamespace WHERE {OURS} ORDER BY 1",
     )
     assert found == [
-        ("andp_analyse_partitions", True), ("andp_drop_partitions", True), ("andp_make_partitions", True),
+        ("andp_analyse_partitions", True), ("andp_make_partitions", True),
         ("match_concepts", True), ("neuron_agreement", True), ("neurons_for_concept", True), ("uninterpretable_neurons", True),
     ]  # fmt: skip
 

@@ -266,9 +266,10 @@ class Cluster:
             time.sleep(0.05)
         return time.monotonic() - began
 
-    def logs(self, lines: int = 15) -> str:
+    def logs(self, lines: int = 20) -> str:
         """The end of what each program has printed."""
-        return "\n".join(
-            f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-            for path in sorted(self.folder.glob("*.log"))[-8:]
-        )
+        told = []
+        for path in sorted(self.folder.glob("*.log")):
+            said = [line for line in path.read_text(errors="replace").splitlines() if "INFO alembic" not in line]
+            told.append(f"--- {path.name}\n" + "\n".join(said[-lines:]))
+        return "\n".join(told[-12:])

@@ -154,6 +154,8 @@ class Storm:
             "SELECT id, outcome, error FROM runs ORDER BY id DESC LIMIT 2",
             "SELECT step, state, count(*), min(id), max(attempts), min(reason), max(sent_at), max(started_at), max(not_before)"
             " FROM work_units WHERE state <> 'done' GROUP BY 1, 2",
+            "SELECT id, step, state, attempts, doing, pid, reason, left(traceback, 2000) FROM work_units"
+            " WHERE state IN ('failed', 'running') ORDER BY id LIMIT 5",
             "SELECT id, name, pid, seen_at, stopped_at, now() FROM workers ORDER BY id DESC LIMIT 4",
             "SELECT application_name, state, wait_event, left(query, 80) FROM pg_stat_activity"
             " WHERE datname = current_database()",

@@ -104,7 +104,7 @@ def test_whatever_is_killed_rows_are_those_of_an_undisturbed_run(cluster: Cluste
     victims = ["child", "worker", *(["broker"] if broker else []), "postgres", "client"]
     storm.dissect((*DISSECT, "--distributed"), [5 + 8 * i for i in range(len(victims))], victims)
     assert storm.kills == dict.fromkeys(victims, 1)
-    assert outcomes(cluster) == ["ok"]
+    assert outcomes(cluster) == ["ok"], f"{storm.state()}\n{cluster.logs()}"
     equal(cluster, "undisturbed")
 
 

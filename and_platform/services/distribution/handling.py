@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import time
 import traceback as tracebacks
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
@@ -47,7 +47,9 @@ HOPELESS = (
 )  # fmt: skip
 """Errors that another try will meet again."""
 
-_MOST_WAIT_S = 60.0
+_Result = TypeVar("_Result")
+
+_MOST_WAIT_S, _BREATH_S = 60.0, 5.0
 _OTHERS_HAVE_IT_S, _NOBODY_HAS_IT_S = 1.0, 15.0
 
 
@@ -88,14 +90,15 @@ class Station:
 def unit(station: Station, unit_id: int, witness: Witness) -> None:
     """Do a unit, if it is still to be done."""
     most = settings().most_attempts
-    claim = db.patiently(lambda: ledger.claim(station.engine, unit_id, station.me, most))
+    # Until it is known: a claim whose commit got no answer may hold, and only this process can take it up again.
+    claim = _surely(lambda: ledger.claim(station.engine, unit_id, station.me, most))
     found = claim.unit
     if found is None or claim.verdict == "elsewhere":
         return
     with logs.bound(run=found.run_id, stage=found.step, unit=found.id), witness.unit(found):
         match claim.verdict:
             case "spent":
-                reason = f"the process that does it died {most} times"
+                reason = f"the process that does it died {found.attempts - 1} times"
                 log.error("given up: %s", reason)
                 witness.failed(found, "died", None)
                 db.patiently(lambda: work.give_up(station.engine, found, reason, None, died=True))
@@ -117,38 +120,51 @@ def advance(station: Station, run_id: int) -> None:
             db.patiently(
                 lambda: runs.advance(station.engine, run_id, station.messenger, window=settings().queue_window)
             )
-        except (BrokerError, DatabaseError):  # a sweep asks again
-            raise
-        except Exception as exc:  # whatever it is: it is kept with the run, which would wait for ever
+        except Exception as exc:
+            if isinstance(exc, BrokerError) or (isinstance(exc, DatabaseError) and exc.passing):
+                raise  # the message goes back
+            # Whatever else it is, it is kept with the run, which would wait for ever.
             reason = _told(exc)
             log.error("the run cannot go on: %s", reason, exc_info=exc)
             db.patiently(lambda: runs.break_off(station.engine, run_id, reason))
 
 
 def _try(station: Station, found: Unit, witness: Witness) -> None:
-    if _refused(station, found):
-        return
     most, began = settings().most_attempts, time.monotonic()
     # The last try is watched: if its worker dies too, it is known of which clip.
     watched = found.attempts > 1 and found.attempts >= most
     mark = (lambda key: ledger.mark(station.engine, found, key)) if watched else None
     try:
+        if _refused(station, found):
+            return
         done = db.patiently(lambda: work.do(station.engine, station.models, found, mark))
+        seconds = time.monotonic() - began
+        if done.unreadable:
+            log.warning("%d clips cannot be read: the run begins again without them", len(done.unreadable))
+            recording_id = int(found.payload["recording"])
+            _surely(lambda: runs.again(station.engine, found.run_id, recording_id))
+        # A run that was cancelled does not begin again; another one that waits for the same block still has to see for itself.
+        alone = bool(done.unreadable)
+        ended = _surely(lambda: ledger.finish(station.engine, found, seconds, done.counts, alone=alone))
     except MissingExtraError as exc:
         _put_back(station, found, exc.package)
         return
     except Exception as exc:  # noqa: BLE001 (whatever it is: it is kept with the unit, and the worker goes on to the next)
         _failed(station, found, exc, witness)
         return
-    seconds = time.monotonic() - began
-    if done.unreadable:
-        log.warning("%d clips cannot be read: the run begins again without them", len(done.unreadable))
-        recording_id = int(found.payload["recording"])
-        db.patiently(lambda: runs.again(station.engine, found.run_id, recording_id))
-    ended = db.patiently(lambda: ledger.finish(station.engine, found, seconds, done.counts))
     log.info("done in %.2f s", seconds)
     witness.done(found, seconds, done.counts)
     _onward(station, found, ended or [(found.run_id, "plan")])  # it is gone where the run begins again
+
+
+def _surely(write: Callable[[], _Result]) -> _Result:
+    """Write down what becomes of a unit of this process's, however long it takes: nobody else can while the process lives."""
+    while True:
+        try:
+            return db.patiently(write)
+        except DatabaseError as exc:
+            log.error("cannot write down what becomes of the unit, and try again: %s", exc)
+            time.sleep(_BREATH_S)
 
 
 def _onward(station: Station, found: Unit, ended: Sequence[tuple[int, str]]) -> None:
@@ -184,7 +200,7 @@ def _put_back(station: Station, found: Unit, package: str) -> None:
     )
     log.warning("put back: %s", reason)
     wait = _OTHERS_HAVE_IT_S if others else _NOBODY_HAS_IT_S
-    db.patiently(lambda: ledger.put_back(station.engine, found, reason, wait))
+    _surely(lambda: ledger.put_back(station.engine, found, reason, wait))
 
 
 def _told(exc: Exception) -> str:
@@ -202,10 +218,10 @@ def _failed(station: Station, found: Unit, exc: Exception, witness: Witness) -> 
         log.error("given up after %d tries: %s", found.attempts, reason, exc_info=exc)
         # One clip may be at fault, and the others of the unit not; of a model that is away, all of them tell the same.
         divide = steps.BY_NAME[found.step].soft and not isinstance(exc, (BackendError, DatabaseError, *HOPELESS))
-        db.patiently(lambda: work.give_up(station.engine, found, reason, trace, died=False, divide=divide))
+        _surely(lambda: work.give_up(station.engine, found, reason, trace, died=False, divide=divide))
         station.follow([(found.run_id, found.step)])
         return
     wait = 0.0 if isinstance(exc, DatabaseError) else min(2.0**found.attempts, _MOST_WAIT_S)
     log.warning("tried again in %.0f s: %s", wait, reason)
     witness.retried(found)
-    db.patiently(lambda: ledger.release(station.engine, found, reason, trace, wait))
+    _surely(lambda: ledger.release(station.engine, found, reason, trace, wait))

@@ -11,10 +11,11 @@ done is asked here, under a lock on its row. Every step down this module's road 
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import psutil
@@ -24,6 +25,7 @@ from sqlalchemy.orm import Session
 from and_platform import db
 from and_platform.config import settings
 from and_platform.schema import OPEN
+from and_platform.services.provenance import storable
 
 _BUSY_ELSEWHERE_S = 3.0
 
@@ -98,7 +100,8 @@ class Me:
 def add_units(session: Session, run_id: int, step: str, queue: str, units: Iterable[NewUnit]) -> int:
     """Add what is to be done in a step; returns how many units were new.
 
-    Units that are there already stay as they are, but for those that were done: what is asked for again is missing again.
+    Units that are there already stay as they are, but for those that were done or cancelled: what is asked for again is
+    missing again.
     """
     by_key = {
         unit.key: unit for unit in units
@@ -108,8 +111,9 @@ def add_units(session: Session, run_id: int, step: str, queue: str, units: Itera
         "work_units",
         {"run_id": "int8", "step": "text", "queue": "text", "key": "text", "payload": "jsonb", "size": "int4"},
         ((run_id, step, queue, unit.key, _json(unit.payload), unit.size) for unit in by_key.values()),
-        "(run_id, step, key) DO UPDATE SET state = 'waiting', attempts = 0, not_before = NULL, reason = NULL"
-        " WHERE work_units.state = 'done'",
+        "(run_id, step, key) DO UPDATE SET state = 'waiting', attempts = 0, not_before = NULL, reason = NULL,"
+        " traceback = NULL, counts = '{}', finished_at = NULL WHERE work_units.state = 'done'"
+        " OR work_units.state = 'cancelled' AND work_units.reason IS DISTINCT FROM 'split'",
     )
 
 
@@ -119,11 +123,19 @@ def _json(value: Mapping[str, Any]) -> Any:
     return Jsonb(dict(value))
 
 
-def top_up(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int, queue: str | None = None) -> int:
+def top_up(
+    engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int, queue: str | None = None, patient: bool = True
+) -> int:
     """Send messages of waiting units, until `window` of this run are with the broker in each queue.
 
     So queues stay short whatever there is to do, and a slow database slows workers instead of filling the broker. Messages go
     out before the commit: killed in between, they are sent again, which does no harm; the other way round they would be lost.
+
+    Parameters
+    ----------
+    patient
+        Wait for another process that does the same for this run. If not, what it leaves is for the next one who comes by: a
+        broker that is slow to answer holds up one process, and not all.
 
     Returns
     -------
@@ -133,7 +145,9 @@ def top_up(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int,
     sent = 0
     with db.transaction(engine) as session:
         # One at a time counts what is with the broker: two at once would both fill the same gap.
-        session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('top up', :run))"), {"run": run_id})
+        lock = "SELECT pg_advisory_xact_lock" if patient else "SELECT pg_try_advisory_xact_lock"
+        if session.scalar(sa.text(f"{lock}(hashtextextended('top up', :run))"), {"run": run_id}) is False:
+            return 0
         queues = session.scalars(
             sa.text(
                 "SELECT DISTINCT s.queue FROM run_steps s WHERE s.run_id = :run AND s.finished_at IS NULL"
@@ -163,21 +177,29 @@ _NEXT = sa.text(
 def claim(engine: sa.Engine, unit_id: int, me: Me, most_attempts: int) -> Claim:
     """Take a unit, or learn why it is not to be done. See `Claim`."""
     with db.transaction(engine) as session:
-        row = session.execute(_LOCKED, {"id": unit_id, "silent": silent_s()}).one_or_none()
-        if row is None:
+        # The lock first, and then what it is about: a row that was waited for would stand beside older ones of its run.
+        locked = sa.text("SELECT FROM work_units WHERE id = :id FOR UPDATE")
+        if session.execute(locked, {"id": unit_id}).one_or_none() is None:
             return Claim("elsewhere")
+        row = session.execute(_LOCKED, {"id": unit_id, "silent": silent_s()}).one()
         unit = Unit(
-            row.id, row.run_id, row.step, row.queue, row.key, row.payload, row.size, row.attempts + 1, row.doing
+            row.id, row.run_id, row.step, row.queue, row.key, row.payload, row.size, row.attempts + 1
         )  # fmt: skip
         if row.state not in OPEN:
             return Claim("over", unit)
         if row.outcome != "running":
-            session.execute(sa.text("UPDATE work_units SET state = 'cancelled' WHERE id = :id"), {"id": unit_id})
+            session.execute(
+                sa.text("UPDATE work_units SET state = 'cancelled', finished_at = now() WHERE id = :id"),
+                {"id": unit_id},
+            )
             return Claim("over", unit)
         if row.state == "running" and _alive(row, me):
             return Claim("elsewhere")
-        if row.attempts >= most_attempts:
-            return Claim("spent", unit)
+        # The last try is watched. A worker may die of anything at any clip: only one that dies at the same clip twice
+        # dies of it. So the first time there is one try more.
+        died_at = row.counts.get("died_at")
+        if row.attempts >= most_attempts and (row.doing is None or died_at is not None):
+            return Claim("spent", replace(unit, doing=row.doing if row.doing == died_at else None))
         # Two that take the same work of two runs at once: the second one sees the first at it.
         session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": row.key})
         twin = session.execute(_TWIN, {"key": row.key, "id": unit_id, "silent": silent_s()}).one_or_none()
@@ -193,7 +215,8 @@ def claim(engine: sa.Engine, unit_id: int, me: Me, most_attempts: int) -> Claim:
         session.execute(
             sa.text(
                 "UPDATE work_units SET state = 'running', attempts = attempts + 1, started_at = now(), doing = NULL,"
-                " worker_id = :worker, pid = :pid WHERE id = :id"
+                " worker_id = :worker, pid = :pid,"
+                " counts = CASE WHEN doing IS NULL THEN '{}' ELSE jsonb_build_object('died_at', doing) END WHERE id = :id"
             ),
             {"id": unit_id, "worker": me.worker_id, "pid": os.getpid()},
         )
@@ -205,9 +228,9 @@ _WHO = (
     " w.stopped_at IS NULL AND w.seen_at > now() - make_interval(secs => :silent) AS heard_of"
 )
 _LOCKED = sa.text(
-    "SELECT u.run_id, u.step, u.queue, u.key, u.payload, u.size, u.state, u.attempts, u.doing, r.outcome,"
-    f" {_WHO} FROM work_units u JOIN runs r ON r.id = u.run_id LEFT JOIN workers w ON w.id = u.worker_id"
-    " WHERE u.id = :id FOR UPDATE OF u"
+    "SELECT u.run_id, u.step, u.queue, u.key, u.payload, u.size, u.state, u.attempts, u.doing, u.counts,"
+    f" r.outcome, {_WHO} FROM work_units u JOIN runs r ON r.id = u.run_id LEFT JOIN workers w ON w.id = u.worker_id"
+    " WHERE u.id = :id"
 )
 _TWIN = sa.text(
     f"SELECT {_WHO} FROM work_units u LEFT JOIN workers w ON w.id = u.worker_id"
@@ -224,8 +247,15 @@ def _alive(row: Any, me: Me) -> bool:
     return bool(row.heard_of)
 
 
-def finish(engine: sa.Engine, unit: Unit, seconds: float, counts: Mapping[str, Any]) -> list[tuple[int, str]]:
+def finish(
+    engine: sa.Engine, unit: Unit, seconds: float, counts: Mapping[str, Any], *, alone: bool = False
+) -> list[tuple[int, str]]:
     """Say that a unit is done, and with it those of other runs that are the same work.
+
+    Parameters
+    ----------
+    alone
+        Those of other runs are not done with it: it came to nothing that they could use.
 
     Returns
     -------
@@ -237,9 +267,9 @@ def finish(engine: sa.Engine, unit: Unit, seconds: float, counts: Mapping[str, A
         ids = session.scalars(
             sa.text(
                 "SELECT id FROM work_units WHERE key = (SELECT key FROM work_units WHERE id = :id)"
-                " AND (state IN ('waiting', 'sent', 'running') OR id = :id) ORDER BY id FOR UPDATE"
+                " AND (state IN ('waiting', 'sent', 'running') AND NOT :alone OR id = :id) ORDER BY id FOR UPDATE"
             ),
-            {"id": unit.id},
+            {"id": unit.id, "alone": alone},
         ).all()
         rows = session.execute(
             sa.text(
@@ -255,8 +285,6 @@ def finish(engine: sa.Engine, unit: Unit, seconds: float, counts: Mapping[str, A
 
 
 def _dumps(value: Mapping[str, Any]) -> str:
-    import json
-
     return json.dumps(dict(value))
 
 
@@ -268,8 +296,12 @@ def release(engine: sa.Engine, unit: Unit, reason: str, traceback: str | None, w
                 "UPDATE work_units SET state = 'waiting', not_before = now() + make_interval(secs => :wait), doing = NULL,"
                 " reason = :reason, traceback = :traceback WHERE id = :id AND state IN ('sent', 'running')"
             ),
-            {"id": unit.id, "reason": reason, "traceback": traceback, "wait": wait},
+            {"id": unit.id, "reason": storable(reason), "traceback": _stored(traceback), "wait": wait},
         )
+
+
+def _stored(text: str | None) -> str | None:
+    return None if text is None else storable(text)
 
 
 def put_back(engine: sa.Engine, unit: Unit, reason: str, wait: float) -> None:
@@ -291,7 +323,7 @@ def fail(session: Session, unit: Unit, reason: str, traceback: str | None) -> No
             "UPDATE work_units SET state = 'failed', finished_at = now(), reason = :reason, traceback = :traceback"
             " WHERE id = :id AND state IN ('waiting', 'sent', 'running')"
         ),
-        {"id": unit.id, "reason": reason, "traceback": traceback},
+        {"id": unit.id, "reason": storable(reason), "traceback": _stored(traceback)},
     )
 
 
@@ -347,7 +379,7 @@ def follow(engine: sa.Engine, ended: Iterable[tuple[int, str]], messenger: Messe
         if row is None:
             continue
         if row.open:
-            top_up(engine, run_id, messenger, window=window, queue=row.queue)
+            top_up(engine, run_id, messenger, window=window, queue=row.queue, patient=False)
         else:
             messenger.advance(run_id)
 
@@ -376,7 +408,7 @@ def sweep(
 ) -> Swept | None:
     """Put right what no message will: units of workers that are silent, messages that the broker has lost, runs that wait.
 
-    Every worker does this every few seconds; one at a time is enough, and None is what the others get.
+    One of the workers does this every few seconds; None is what another one gets that does it at the same time.
 
     Parameters
     ----------
@@ -413,10 +445,10 @@ def sweep(
         runs = session.scalars(sa.text("SELECT id FROM runs WHERE distributed AND outcome = 'running'")).all()
     sent, nudged = 0, 0
     for run_id in runs:
-        sent += top_up(engine, run_id, messenger, window=window)
+        sent += top_up(engine, run_id, messenger, window=window, patient=False)
         with db.reading(engine) as session:
             still = session.scalar(_STILL, {"run": run_id, "lost": lost_s()})
-        if still:
+        if still and not depths().get("db"):  # what waits there may be the very message
             messenger.advance(run_id)
             nudged += 1
     return Swept(len(abandoned), len(unsent), sent, nudged)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from and_platform import db, logs
 from and_platform.errors import ConfigError, ConflictError, NotFoundError
-from and_platform.schema import Dissection, Failure, Run, RunStep, WorkUnit
+from and_platform.schema import OPEN, Dissection, Failure, Recording, Run, RunStep, WorkUnit
 from and_platform.services import datasets, dissect, generate, networks, provenance, record
 from and_platform.services.dissect import Options
 from and_platform.services.distribution import ledger, settled, steps, workers
@@ -89,6 +89,10 @@ def _add_plan(session: Session, run_id: int, replaces: int | None) -> None:
     )
 
 
+_LOCK = {"key_share": True}
+"""Of a run's row: whoever changes it waits, and rows that point to it may come meanwhile."""
+
+
 # ---------------------------------------------------------------------- from step to step
 
 
@@ -96,7 +100,7 @@ def advance(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int
     """See what a run needs next: steps that are over, units of those that can begin, the end. Safe to do at any time."""
     dropped: list[int] = []
     with db.transaction(engine) as session:
-        run = session.get(Run, run_id, with_for_update=True)
+        run = session.get(Run, run_id, with_for_update=_LOCK)
         if run is None or run.outcome != "running":
             return
         rows = session.scalars(sa.select(RunStep).where(RunStep.run_id == run_id).order_by(RunStep.ordinal)).all()
@@ -112,7 +116,7 @@ def advance(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int
 def break_off(engine: sa.Engine, run_id: int, reason: str) -> None:
     """End a run of which it cannot be told what it needs next. What is there stays, and it can be retried."""
     with db.transaction(engine) as session:
-        run = session.get(Run, run_id, with_for_update=True)
+        run = session.get(Run, run_id, with_for_update=_LOCK)
         if run is not None and run.outcome == "running":
             _stop(session, run, "failed", f"{reason}; when that is put right: andp runs retry {run_id}")
 
@@ -142,7 +146,7 @@ def _proceed(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunSt
     for row in rows:
         if row.finished_at is not None:
             continue
-        before = {name for name in steps.BY_NAME[row.step].after if name in there}
+        before = ({"plan", *steps.BY_NAME[row.step].after} & there) - {row.step}
         if not before <= over or before & blocked:
             continue
         if row.planned_at is None:
@@ -173,11 +177,7 @@ def _begin_dissection(session: Session, run: Run, known: settled.Settled, over: 
 
 def _open_steps(session: Session, run_id: int) -> set[str]:
     return set(
-        session.scalars(
-            sa.select(WorkUnit.step)
-            .distinct()
-            .where(WorkUnit.run_id == run_id, WorkUnit.state.in_(("waiting", "sent", "running")))
-        )
+        session.scalars(sa.select(WorkUnit.step).distinct().where(WorkUnit.run_id == run_id, WorkUnit.state.in_(OPEN)))
     )
 
 
@@ -189,7 +189,29 @@ def _failed_steps(session: Session, run_id: int) -> set[str]:
         .group_by(WorkUnit.step)
         .having(sa.func.bool_or(WorkUnit.state == "failed"))
     )
-    return {row.step for row in found if not (steps.BY_NAME[row.step].soft and row.some)}
+    return {
+        row.step
+        for row in found
+        if not (steps.BY_NAME[row.step].soft and (row.some or _had_some(session, run_id, row.step)))
+    }
+
+
+def _had_some(session: Session, run_id: int, step: str) -> bool:
+    """Whether captions are there from before: a clip that gets none again is a gap, and no reason to end."""
+    plan = session.get_one(Run, run_id).plan
+    return (
+        step == "caption"
+        and plan is not None
+        and bool(
+            session.scalar(
+                sa.text(
+                    "SELECT EXISTS (SELECT FROM captions c JOIN probing_set_clips m ON m.clip_id = c.clip_id"
+                    " WHERE c.recipe_id = :recipe AND m.probing_set_id = :probing)"
+                ),
+                {"recipe": plan["recipes"]["caption"], "probing": plan["probing_set"]},
+            )
+        )
+    )
 
 
 def _close(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep]) -> list[int]:
@@ -271,7 +293,7 @@ def _counts(session: Session, run: Run, rows: Sequence[RunStep]) -> dict[str, An
 def again(engine: sa.Engine, run_id: int, recording_id: int) -> None:
     """Settle the plan anew, since clips of a recording cannot be read; the rows that were made until then stay."""
     with db.transaction(engine) as session:
-        run = session.get(Run, run_id, with_for_update=True)
+        run = session.get(Run, run_id, with_for_update=_LOCK)
         if run is None or run.outcome != "running" or run.plan is None or run.plan["recording"] != recording_id:
             return  # another unit that met the same clip was first
         of_run = sa.select(WorkUnit.id).where(WorkUnit.run_id == run_id, WorkUnit.step != "plan")
@@ -290,7 +312,7 @@ def again(engine: sa.Engine, run_id: int, recording_id: int) -> None:
 
 
 def _distributed(session: Session, run_id: int) -> Run:
-    run = session.get(Run, run_id, with_for_update=True)
+    run = session.get(Run, run_id, with_for_update=_LOCK)
     if run is None:
         raise NotFoundError(f"no run {run_id}; see: andp runs list")
     if not run.distributed:
@@ -343,15 +365,23 @@ def retry(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int) 
         ).first()  # fmt: skip
         if twin is not None:
             raise ConflictError(f"run {twin} does the same already; see: andp runs watch {twin}")
+        still = _open_steps(session, run_id)
+        if run.plan is not None and session.get(Recording, run.plan["recording"]) is None:
+            session.execute(sa.delete(WorkUnit).where(WorkUnit.run_id == run_id, WorkUnit.step != "plan"))
+            run.plan, still = None, set()
+            _add_plan(session, run_id, None)
         back = session.execute(
             sa.text(
-                "UPDATE work_units SET state = 'waiting', attempts = 0, not_before = NULL, reason = NULL, traceback = NULL,"
+                # Of steps that are planned anew they come back where they are missing still, and when it is their turn.
+                "UPDATE work_units SET state = CASE WHEN step = ANY (:going) THEN 'waiting' ELSE 'cancelled' END,"
+                " attempts = 0, not_before = NULL, reason = NULL, traceback = NULL, counts = '{}',"
                 " finished_at = NULL, doing = NULL WHERE id IN (SELECT id FROM work_units WHERE run_id = :run AND (state ="
                 " 'failed' OR (state = 'cancelled' AND reason IS DISTINCT FROM 'split')) ORDER BY id FOR UPDATE) RETURNING id"
             ),
-            {"run": run_id},
+            {"run": run_id, "going": ["plan", *sorted(still)]},
         ).all()
-        planned = sa.case((RunStep.step == "plan", RunStep.planned_at), else_=None)
+        # What is under way goes on as it was cut.
+        planned = sa.case((RunStep.step.in_({"plan", *still}), RunStep.planned_at), else_=None)
         session.execute(sa.update(RunStep).where(RunStep.run_id == run_id).values(planned_at=planned, finished_at=None))
         session.execute(
             sa.update(Failure)

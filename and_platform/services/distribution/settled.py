@@ -13,8 +13,8 @@ from and_platform.backends.base import TextEncoder
 from and_platform.core.similarity import SIMILARITIES
 from and_platform.errors import IncompleteError
 from and_platform.schema import ConceptSet, Dataset, Layer, Network, ProbingSet, Run
-from and_platform.services import calibrate, embed, extract, provenance, record, summarise
-from and_platform.services.dissect import Options, Plan, Tools, rules
+from and_platform.services import embed, extract, provenance, record, summarise
+from and_platform.services.dissect import Options, Plan, Tools
 from and_platform.services.distribution import stored
 from and_platform.services.match import ScorePlan
 from and_platform.services.provenance import RecipePlan
@@ -76,7 +76,7 @@ def load(engine: sa.Engine, session: Session, run: Run) -> Settled:
         It has settled nothing yet.
     """
     if run.plan is None:
-        raise IncompleteError(f"run {run.id} has no plan yet")
+        raise IncompleteError(f"run {run.id} has no plan yet; wait for its first unit: andp runs watch {run.id}")
     told, options = run.plan, options_of(run)
     known: dict[int, RecipePlan] = {}
     recipes = {stage: stored.load_recipe(session, identity, known) for stage, identity in told["recipes"].items()}
@@ -139,11 +139,6 @@ class StoredTools(Tools):
     @property
     def tagger(self) -> stored.StoredTagger:
         return stored.StoredTagger(self._recipes["tag"])
-
-
-def rules_of(settled: Settled, tools: Tools) -> calibrate.Rules:
-    """How to calibrate."""
-    return rules(settled.options, tools)
 
 
 def extract_recipes(session: Session, plan: Plan) -> extract.Recipes:

@@ -1,7 +1,7 @@
 """The steps of a dissection, in which order they can be done, and which units of each are missing.
 
-A unit is what one worker does at a time: under a minute, and safe to do twice. Its payload holds ids alone. What is in one
-unit does not depend on who does it, so that an encoder meets the same batches however often it is killed.
+A unit is what one worker does at a time: under a minute, and safe to do twice. Its payload holds ids and names, not what they
+stand for. What is in one unit does not depend on who does it, so that an encoder meets the same batches however often it is killed.
 """
 
 from __future__ import annotations
@@ -131,13 +131,16 @@ def _groups(layers: Sequence[Layer]) -> Iterable[list[Layer]]:
         yield group
 
 
-def _of_layers(what: str, layers: Sequence[Layer], **more: Any) -> list[NewUnit]:
+def _of_layers(what: str, settled: Settled, lacking: Iterable[Layer], **more: Any) -> list[NewUnit]:
+    """The groups of which a layer is lacking; groups are cut over all layers, so that they stay the same ones."""
+    wanted = {layer.id for layer in lacking}
     return [
         NewUnit(
             f"{what}:{hash_of(layer.id for layer in group)}", {"layers": [layer.id for layer in group], **more},
             sum(layer.n_units for layer in group),
         )
-        for group in _groups(layers)
+        for group in _groups(settled.plan.layers)
+        if wanted & {layer.id for layer in group}
     ]  # fmt: skip
 
 
@@ -189,12 +192,12 @@ def _fold(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit
             session, settled.recording_id, part.index, [layer.id for layer in layers]
         )  # fmt: skip
         lacking = [layer for layer in layers if layer.id not in done]
-        units += _of_layers(f"fold:{settled.recording_id}:{part.index}", lacking, stretch=part.index)
+        units += _of_layers(f"fold:{settled.recording_id}:{part.index}", settled, lacking, stretch=part.index)
     return units
 
 
 def _exemplars(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit]:
-    return _of_layers(f"exemplars:{settled.recording_id}", _unrecorded(session, settled))
+    return _of_layers(f"exemplars:{settled.recording_id}", settled, _unrecorded(session, settled))
 
 
 # ---------------------------------------------------------------------- captions, encoding
@@ -340,7 +343,7 @@ def _match(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUni
         ids = {name: provenance.recipe_id(session, recipe) for name, recipe in recipes.items()}
         todo = match.missing(session, ids, settled.plan.layers, only_head(settled.plan, settled.options, method))
         units += _of_layers(
-            f"match:{hash_of(sorted(ids.values()))}:{settled.options.all_similarities}", [layer for layer, _ in todo],
+            f"match:{hash_of(sorted(ids.values()))}:{settled.options.all_similarities}", settled, [layer for layer, _ in todo],
             method=method,
         )  # fmt: skip
     return units
@@ -350,7 +353,7 @@ def _by_recipe(what: str, of: Callable[[Settled], provenance.RecipePlan]) -> Cal
     def units(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit]:
         recipe = of(settled)
         return _of_layers(
-            f"{what}:{provenance.recipe_id(session, recipe)}", _unfinished(session, settled, recipe)
+            f"{what}:{provenance.recipe_id(session, recipe)}", settled, _unfinished(session, settled, recipe)
         )  # fmt: skip
 
     return units
@@ -370,7 +373,7 @@ def _vectors(session: Session, engine: sa.Engine, settled: Settled) -> list[NewU
         )
     )
     layers = [layer for layer in settled.plan.layers if layer.id in lacking]
-    return _of_layers(f"vectors:{encoder}:{recipe}", layers)
+    return _of_layers(f"vectors:{encoder}:{recipe}", settled, layers)
 
 
 def _asked(what: str, of: Callable[[Settled], provenance.RecipePlan], sides: int) -> Callable[..., list[NewUnit]]:

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from and_platform import db
 from and_platform.backends.base import TextAudioEncoder, TextEncoder
 from and_platform.config import settings
-from and_platform.errors import ConfigError
+from and_platform.errors import ConfigError, IncompleteError
 from and_platform.schema import Caption, Clip, ClipEmbedding, Layer, ProbingSet, Recording, Run
 from and_platform.services import (
+    activations,
     calibrate,
     caption,
     dissect,
@@ -102,6 +103,8 @@ def model_of(engine: sa.Engine, models: Models, unit: Unit) -> None:
         models.captioner(options)
     elif unit.step in ("ask_summaries", "ask_concepts") or (unit.step == "judge" and unit.queue == "llm"):
         _ = models.tools(options).llm
+    elif unit.step in ("encode_captions", "encode_sounds"):
+        _ = models.tools(options).scoring_encoder(unit.payload.get("encoder", "tab"))
     elif unit.step in ("encode_sentences", "encode_points", "pick_concepts", "judge"):
         _ = models.tools(options).sentence_encoder
     elif unit.step == "tag":
@@ -175,6 +178,8 @@ def _fold(bench: _Bench) -> Done:
     folded = record.fold_stretch(
         bench.engine, known.recording_id, bench.layers, bench.payload["stretch"], known.plan.probing.n_clips
     )
+    if lacking := record.missing_blocks(bench.engine, known.recording_id, bench.layers, bench.payload["stretch"]):
+        raise IncompleteError(f"blocks of {len(lacking)} layers are missing, e.g. of {lacking[0]}")
     return Done({"layers": folded})
 
 
@@ -183,6 +188,10 @@ def _exemplars(bench: _Bench) -> Done:
     completed = record.complete_layers(
         bench.engine, known.recording_id, bench.layers, known.poolings, known.plan.probing.n_clips
     )
+    with db.reading(bench.engine) as session:
+        done = activations.recorded(session, session.get_one(Recording, known.recording_id))
+    if lacking := [layer.name for layer in bench.layers if layer.id not in done]:
+        raise IncompleteError(f"stretches of {len(lacking)} layers are not folded, e.g. of {lacking[0]}")
     return Done({"layers": completed, "neurons": bench.unit.size})
 
 
@@ -305,12 +314,16 @@ def _tag(bench: _Bench) -> Done:
 
 def _judge(bench: _Bench) -> Done:
     tools = bench.models.tools(bench.known.options)
-    wanted = set(bench.payload["words"])
     with db.transaction(bench.engine) as session:
         judge_id = provenance.recipe_id(session, bench.known.plan.judge)
-        words = [
-            row for row in steps.unjudged(session, bench.known, bench.known.plan.layers) if row[0] in wanted
-        ]  # fmt: skip
+        rows = session.execute(
+            sa.text(
+                "SELECT t.id, t.term FROM terms t WHERE t.id = ANY (:ids) AND NOT EXISTS ("
+                " SELECT FROM term_verdicts v WHERE v.recipe_id = :recipe AND v.term_id = t.id) ORDER BY t.term"
+            ),
+            {"ids": bench.payload["words"], "recipe": judge_id},
+        ).all()
+    words = [(int(row.id), str(row.term)) for row in rows]
     extract.judge_words(bench.engine, tools.judge(), judge_id, words, run_id=bench.unit.run_id)
     return Done({"words": len(words)})
 
@@ -422,7 +435,7 @@ def _end(session: Any, unit: Unit, reason: str, traceback: str | None) -> None:
                 ClipEmbedding.clip_id == Clip.id, ClipEmbedding.encoder_id == unit.payload["encoder_id"]
             )
         clips = session.execute(
-            sa.select(Clip.id, Clip.path).where(Clip.id.in_(unit.payload["clips"]), ~there.exists())
+            sa.select(Clip.id, Clip.path).where(Clip.id.in_(unit.payload["clips"]), ~there.exists()).order_by(Clip.path)
         ).all()
         rows = [(path, identity) for identity, path in clips]
     for name, clip_id in rows:

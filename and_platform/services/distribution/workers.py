@@ -63,6 +63,18 @@ def alive(engine: sa.Engine) -> list[dict[str, object]]:
         return [dict(row._mapping) for row in rows]
 
 
+def eldest(engine: sa.Engine) -> int | None:
+    """The id of the worker that is heard of and has been there for longest."""
+    with db.reading(engine) as session:
+        found: int | None = session.scalar(
+            sa.text(
+                "SELECT min(id) FROM workers WHERE stopped_at IS NULL AND seen_at > now() - make_interval(secs => :silent)"
+            ),
+            {"silent": silent_s()},
+        )
+        return found
+
+
 def who_has(engine: sa.Engine, queue: str, package: str) -> list[str]:
     """Names of live workers of a queue that have a package."""
     return [
