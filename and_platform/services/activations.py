@@ -29,7 +29,7 @@ from and_platform.core.similarity import cos_cubed
 from and_platform.errors import IncompleteError, NotFoundError
 from and_platform.schema import ActivationBlock, Layer, Neuron, RecordedLayer, Recording
 from and_platform.services import locks
-from and_platform.services.online import online, owner_if_other, vacuum
+from and_platform.services.online import online, owner_if_other
 
 BLOCK = 250
 STRETCH = 2000
@@ -175,16 +175,25 @@ _AT_WORK_ON = sa.text(
 
 
 def tidy_landing(engine: sa.Engine, recording_id: int) -> None:
-    """Make room in the landing place of what has been folded, so that it stays as large as a stretch.
+    """Empty the file of the landing place where all that landed is folded, so that it stays as large as a stretch.
 
-    Autovacuum does it too, but looks once a minute, and 2 GB may land meanwhile. It is left to it where the user is not the
-    owner, and passed over where someone is at it.
+    Where others land meanwhile, or the user is not the owner, autovacuum makes room: later, and for twice the WAL.
     """
-    with db.reading(engine) as session:
+    name = f"{db.RUNTIME_PREFIX}activation_blocks_{recording_id}"
+    empty = sa.text(f"SELECT NOT EXISTS (SELECT FROM {name})")
+    with db.transaction(engine) as session:
         if owner_if_other(session, "activation_blocks"):
             return
-    with online(engine) as connection:
-        vacuum(connection, f"{db.RUNTIME_PREFIX}activation_blocks_{recording_id}", "SKIP_LOCKED")
+        try:
+            if session.scalar(empty):
+                session.execute(sa.text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT"))
+                if session.scalar(empty):
+                    session.execute(sa.text(f"TRUNCATE {name}"))
+        except sa.exc.DBAPIError as exc:
+            # Someone has just begun to land, or to drop the recording.
+            if not isinstance(exc.orig, psycopg.errors.LockNotAvailable | psycopg.errors.UndefinedTable):
+                raise
+            session.rollback()
 
 
 def lock_recording(session: Session, recording_id: int) -> None:

@@ -286,6 +286,8 @@ def _store(
             for column, concept in enumerate(concept_ids)
         ),
     )
+    # Without it the planner takes a fresh matrix for a few rows, and `match_concepts` goes through it for each neuron.
+    session.execute(sa.text("ANALYZE clip_concept_scores (scoring_id, concept_id, stretch)"))
     return made
 
 

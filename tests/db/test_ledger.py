@@ -475,7 +475,7 @@ def test_a_clip_that_kills_the_captioner_fails_alone(
     deaths = work_with_deaths(shop, run_id, monkeypatch, "caption", told=told)
     ended = shop.outcome(run_id)
     assert ended["outcome"] == "ok" and ended["counts"]["open_failures"] == 1
-    assert deaths == 3 if told else deaths > 3
+    assert deaths == 4 if told else deaths > 3  # once more at the same clip, or it might be chance
     with db.reading(shop.engine) as session:
         failures = session.execute(sa.text("SELECT unit, reason FROM failures WHERE resolved_at IS NULL")).all()
         captions = session.scalars(sa.text("SELECT count(*) FROM captions")).one()
@@ -498,7 +498,7 @@ def test_a_clip_that_kills_the_recorder_is_left_out(
     monkeypatch.setattr(activations, "BLOCK", 4)
     monkeypatch.setattr(activations, "STRETCH", 8)
     run_id = shop.start(layers=["head"])
-    assert work_with_deaths(shop, run_id, monkeypatch, "record", told=True) == 3
+    assert work_with_deaths(shop, run_id, monkeypatch, "record", told=True) == 4
     assert shop.outcome(run_id)["outcome"] == "ok"
     with _cloned(server_url) as url:
         other = db.make_engine(url, Settings())
@@ -594,10 +594,10 @@ def test_what_became_of_a_unit_is_written_down_however_long_it_takes(
     refused = [DatabaseError("the database's disk is full") for _ in range(3)]
     real = ledger.finish
 
-    def finish(*given: Any) -> Any:
+    def finish(*given: Any, **options: Any) -> Any:
         if refused:
             raise refused.pop()
-        return real(*given)
+        return real(*given, **options)
 
     monkeypatch.setattr(handling.ledger, "finish", finish)
     monkeypatch.setattr(handling, "_BREATH_S", 0.0)
@@ -606,7 +606,7 @@ def test_what_became_of_a_unit_is_written_down_however_long_it_takes(
     assert not refused and not shop.failures
     assert [(row.step, row.state, row.attempts) for row in units(shop.engine, run_id)] == [("plan", "done", 1)]
     # What cannot be written down for another reason is a failure of the unit.
-    monkeypatch.setattr(handling.ledger, "finish", lambda *_: json.loads("{"))
+    monkeypatch.setattr(handling.ledger, "finish", lambda *_, **__: json.loads("{"))
     shop.deliver(shop.next())
     shop.deliver(shop.next())
     assert shop.failures == [("caption", "JSONDecodeError")]

@@ -1,7 +1,8 @@
 """The steps of a dissection, in which order they can be done, and which units of each are missing.
 
 A unit is what one worker does at a time: under a minute, and safe to do twice. Its payload holds ids and names, not what they
-stand for. What is in one unit does not depend on who does it, so that an encoder meets the same batches however often it is killed.
+stand for. What is in one unit does not depend on who does it, so that an encoder meets the same batches however often it is
+killed.
 """
 
 from __future__ import annotations
