@@ -56,7 +56,7 @@ def tables(session: Session) -> list[TableSize]:
     """Every table beside ours, partitions for themselves, indexes and out-of-line values (TOAST) apart."""
     rows = session.execute(
         sa.text(
-            "SELECT c.relname, coalesce(nullif(s.n_live_tup, 0), greatest(c.reltuples, 0))::bigint AS rows,"
+            "SELECT c.relname, CASE WHEN c.reltuples > 0 THEN c.reltuples ELSE coalesce(s.n_live_tup, 0) END::bigint AS rows,"
             " coalesce(s.n_dead_tup, 0) AS dead_rows,"
             " pg_table_size(c.oid) - coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0) AS table_bytes,"
             " coalesce(pg_total_relation_size(nullif(c.reltoastrelid, 0)), 0) AS toast_bytes,"
