@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -510,16 +511,22 @@ def drop_abandoned(session: Session, recording_id: int) -> bool:
     )
 
 
-def free_partitions(engine: sa.Engine, recording_id: int, progress: Progress = SILENT) -> int:
+def free_partitions(
+    engine: sa.Engine, recording_id: int, progress: Progress = SILENT, patience: float = math.inf
+) -> int:
     """Take away the partitions of a recording that is gone; returns the bytes freed.
 
-    A user who does not own them leaves them for the owner's `andp db vacuum`.
+    A user who does not own them leaves them for the owner's `andp db vacuum`, and so does one who has no more patience, in
+    seconds, with the transactions that are in the way.
     """
     with db.reading(engine) as session:
         if owner_if_other(session, activations.PARTITIONED[0]):
             return 0
     return activations.drop_partitions(
-        engine, recording_id, waiting=lambda who: progress.note(f"waiting for the transaction of {who} …")
+        engine,
+        recording_id,
+        waiting=lambda who: progress.note(f"waiting for the transaction of {who} …"),
+        patience=patience,
     )
 
 

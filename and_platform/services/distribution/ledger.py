@@ -316,15 +316,16 @@ def put_back(engine: sa.Engine, unit: Unit, reason: str, wait: float) -> None:
         )
 
 
-def fail(session: Session, unit: Unit, reason: str, traceback: str | None) -> None:
-    """Give a unit up."""
-    session.execute(
+def fail(session: Session, unit: Unit, reason: str, traceback: str | None) -> bool:
+    """Give a unit up; False if it is over already."""
+    given_up = session.execute(
         sa.text(
             "UPDATE work_units SET state = 'failed', finished_at = now(), reason = :reason, traceback = :traceback"
-            " WHERE id = :id AND state IN ('waiting', 'sent', 'running')"
+            " WHERE id = :id AND state IN ('waiting', 'sent', 'running') RETURNING id"
         ),
         {"id": unit.id, "reason": storable(reason), "traceback": _stored(traceback)},
     )
+    return given_up.one_or_none() is not None
 
 
 def split(session: Session, unit: Unit, parts: Iterable[NewUnit], attempts: int) -> None:

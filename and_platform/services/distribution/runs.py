@@ -89,6 +89,9 @@ def _add_plan(session: Session, run_id: int, replaces: int | None) -> None:
     )
 
 
+_PATIENCE_S = 10.0
+"""A worker has better to do than to wait for others' transactions: what it leaves is for `andp db vacuum`."""
+
 _LOCK = {"key_share": True}
 """Of a run's row: whoever changes it waits, and rows that point to it may come meanwhile."""
 
@@ -108,9 +111,9 @@ def advance(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int
             pass
         if not _open_steps(session, run_id):
             dropped = _close(session, engine, run, rows)
-    for recording_id in dropped:
-        record.free_partitions(engine, recording_id)
     ledger.top_up(engine, run_id, messenger, window=window)
+    for recording_id in dropped:
+        record.free_partitions(engine, recording_id, patience=_PATIENCE_S)
 
 
 def break_off(engine: sa.Engine, run_id: int, reason: str) -> None:

@@ -193,12 +193,19 @@ def _fold(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit
             session, settled.recording_id, part.index, [layer.id for layer in layers]
         )  # fmt: skip
         lacking = [layer for layer in layers if layer.id not in done]
-        units += _of_layers(f"fold:{settled.recording_id}:{part.index}", settled, lacking, stretch=part.index)
+        units += _of_layers(
+            f"fold:{settled.recording_id}:{part.index}",
+            settled,
+            lacking,
+            recording=settled.recording_id,
+            stretch=part.index,
+        )
     return units
 
 
 def _exemplars(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit]:
-    return _of_layers(f"exemplars:{settled.recording_id}", settled, _unrecorded(session, settled))
+    lacking = _unrecorded(session, settled)
+    return _of_layers(f"exemplars:{settled.recording_id}", settled, lacking, recording=settled.recording_id)
 
 
 # ---------------------------------------------------------------------- captions, encoding

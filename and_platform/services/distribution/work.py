@@ -88,6 +88,8 @@ def do(engine: sa.Engine, models: Models, unit: Unit, mark: Mark | None = None) 
         known = None if unit.step == "plan" else settled.load(engine, session, run)
     if known is None:
         return _plan(engine, models, unit, run)
+    if unit.payload.get("recording", known.recording_id) != known.recording_id:
+        return Done()  # meanwhile the run has begun again on another one
     return _DOERS[unit.step](_Bench(engine, models, unit, known, run, mark))
 
 
@@ -163,8 +165,6 @@ def _plan(engine: sa.Engine, models: Models, unit: Unit, run: Run) -> Done:
 
 def _record(bench: _Bench) -> Done:
     known, payload = bench.known, bench.payload
-    if payload["recording"] != known.recording_id:
-        return Done()  # meanwhile the run has begun again on another one
     loaded = bench.models.network(known.plan.network)
     n, unreadable = record.record_block(
         bench.engine, known.plan.network, loaded, known.dataset, known.recording_id, payload["block"],
@@ -419,7 +419,8 @@ def _part(unit: Unit, items: str, ids: list[int]) -> NewUnit:
 
 def _end(session: Any, unit: Unit, reason: str, traceback: str | None) -> None:
     """The unit is failed, and so are the clips of it that came to nothing, where others know clips by their failures."""
-    ledger.fail(session, unit, reason, traceback)
+    if not ledger.fail(session, unit, reason, traceback):
+        return  # meanwhile it was done after all, or the run has begun again without it
     run = session.get_one(Run, unit.run_id)
     told = run.plan or {}
     stage, scope = unit.step, f"run:{unit.run_id}"
