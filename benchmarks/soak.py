@@ -37,7 +37,7 @@ BROKERS = {"pgmq": lambda: None, "rabbitmq": RabbitMQ, "redis": Redis}
 LIGHT = ("--sentence-encoder", "letters", "--text-encoder", "letters")
 SETTINGS = {"ANDP_UNIT_SIZE": "0.01", "ANDP_QUEUE_WINDOW": "40", "ANDP_DECODE_PROCESSES": "1"}
 EVERY_S = 10.0
-DROP_EVERY = 6
+DROP_EVERY = 4
 """Runs of a client after which it drops what it has made."""
 MOST_GROWTH = 0.05
 """Share of its memory by which a process may grow from the end of warm-up to the end."""

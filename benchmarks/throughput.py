@@ -8,7 +8,8 @@ before the clock starts; the time is that of the run, from its row to its end:
 
 - work: the sample dissected by one process without workers, then by workers. The arithmetic takes the machine's cores, so
   more workers than cores cannot be faster; each loads its own models.
-- waiting: a small dissection whose summaries come from an LLM endpoint that takes 50 ms an answer, one at a time and worker.
+- waiting: a small dissection whose summaries come from an LLM endpoint that takes 50 ms an answer, one at a time and worker;
+  the workers have dissected something smaller before, so that what they import is there.
 - nothing: units whose texts all have their vectors already, so that all that is left is the ledger, the broker and the
   plan's rows: the least that a unit costs.
 """
@@ -102,6 +103,7 @@ def prepare(cluster: Cluster, n_clips: int) -> None:
     platform = Platform(cluster.engine("base"))
     samples.ensure(cluster.engine("base"), networks.SAMPLE, samples.DATASET)
     platform.ingest(backends.sounds(cluster.folder / "tones", n_clips), processes=1)
+    platform.ingest(backends.sounds(cluster.folder / "warm", 60, 1), processes=1)
     platform.add_network("tiny", backends.NETWORK)
     cluster.engine("base").dispose()
 
@@ -121,8 +123,13 @@ def shared(cluster: Cluster, series: str, command: Sequence[str], broker: str, n
     """The same by n workers."""
     begin(cluster, f"{series}_{broker}_{n}", "base", broker, n, "0.25" if series == "waiting" else "1")
     try:
+        if series == "waiting":
+            warm = ("dissect", "tiny", "--dataset", "warm", "--captioner", "describer", *LIGHT)
+            cluster.run(*warm, "--distributed")
         cluster.run(*command, "--distributed", seconds=3600)
-        ((units, work),) = cluster.ask("SELECT count(*), sum(seconds) FROM work_units WHERE state = 'done'")
+        ((units, work),) = cluster.ask(
+            "SELECT count(*), sum(seconds) FROM work_units WHERE state = 'done' AND run_id = (SELECT max(id) FROM runs)"
+        )
         row = {"series": series, "broker": broker, "workers": n, **took(cluster), "units": units, "work": work}
     finally:
         end(cluster)
