@@ -175,6 +175,13 @@ def test_poison_is_given_up_and_told_and_retried(cluster: Cluster) -> None:
     assert cluster.ask("SELECT count(*) FROM captions") == [(N_CLIPS,)]
     assert cluster.ask("SELECT count(*) FROM work_units WHERE state = 'failed'") == [(0,)]
     assert cluster.ask("SELECT count(*) FROM failures WHERE resolved_at IS NULL") == [(0,)]
+    # What was made without the two captions was made anew: but for the failures, kept as resolved, nothing tells of them.
+    dissected(cluster, "whole", "base", *command)
+    expected = rows.read(cluster.engine("whole"))
+    cluster.engine("whole").dispose()
+    difference = rows.compare(expected, rows.read(cluster.engine()))
+    assert not difference.lost and not difference.different, difference.told()
+    assert difference.duplicates == {"failures": 2}, difference.told()
 
 
 def test_the_comparison_finds_what_is_lost_and_what_is_there_too_often(cluster: Cluster) -> None:
