@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -24,6 +25,8 @@ from and_platform.config import settings
 from workers import brokers, observe, pulse
 from workers.app import app
 from workers.queues import broker_name, visibility_timeouts
+
+_SHARED = ("torch", "scipy.signal", "scipy.ndimage")
 
 
 class UnitWorker(Worker):  # type: ignore[misc]
@@ -95,5 +98,8 @@ def run(
         # They need broadcasts. Who lives is in the table of workers.
         without_gossip=True, without_mingle=True, without_heartbeat=not events,
     )  # fmt: skip
+    if pool == "prefork":
+        for library in _SHARED:  # imported once, before the children are forked, who share the memory
+            importlib.import_module(library)
     worker.start()
     return int(worker.exitcode or 0)

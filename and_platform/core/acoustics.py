@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
-import scipy.signal
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -149,6 +146,8 @@ def median_frequency(waveform: Floats, rate: int) -> float:
     beyond 2**20 samples: the sum of those of successive stretches of that length). The answer is the first
     bin at which the cumulative power, both sides of the spectrum counted, reaches half.
     """
+    import scipy.fft
+
     samples = np.asarray(waveform, np.float32)
     samples = samples - samples.mean(dtype=np.float64).astype(np.float32)
     # The power spectrum does not care about scale, squares of tiny samples do.
@@ -174,6 +173,8 @@ def describe_features(waveform: Floats, rate: int) -> AcousticFeatures:
     waveform : float32 [n_samples], mono, full scale 1; n_samples > 0
     rate : Hz
     """
+    import scipy.ndimage
+
     samples = np.asarray(waveform, np.float32)
     duration = samples.size / rate
     samples = samples - samples.mean(dtype=np.float64).astype(np.float32)
@@ -249,6 +250,9 @@ def _analyse_frames(samples: Floats, rate: int) -> _Frames:
 
     librosa's yin tells a period but not how periodic the frame is, and compiles for seconds in each process.
     """
+    import scipy.fft
+    import scipy.signal
+
     size = max(16, round(_FRAME_S * rate))
     hop = max(1, round(_HOP_S * rate))
     n_fft = scipy.fft.next_fast_len(2 * size, real=True)  # twice the frame: the autocorrelation must not wrap
@@ -324,6 +328,8 @@ def _periods(correlation: Floats, shortest: int) -> tuple[Floats, Floats]:
 
 def _pitch_movement(frames: _Frames, weight: Doubles, step: float) -> tuple[float, float, float, float]:
     """Share of power that is pitched, median pitch in Hz, its change and its wander in semitones."""
+    import scipy.ndimage
+
     voiced = (frames.harmonicity >= _VOICED) & (weight > 0.02 * weight.max())
     share = float(weight[voiced].sum())
     if not voiced.any():
@@ -344,6 +350,8 @@ def _pitch_movement(frames: _Frames, weight: Doubles, step: float) -> tuple[floa
 
 def _envelope_shape(samples: Floats, rate: int) -> tuple[float, float, float, float]:
     """Attack and decay in seconds, level at the end in dB below the highest, and roughness."""
+    import scipy.ndimage
+
     frame = max(1, round(_ENVELOPE_S * rate))
     step = frame / rate
     raw = np.sqrt(_frame_power(samples.astype(np.float64), frame))
@@ -360,6 +368,8 @@ def _envelope_shape(samples: Floats, rate: int) -> tuple[float, float, float, fl
 
 def _roughness(envelope: Doubles, step: float) -> float:
     """RMS of the envelope between 20 and 90 Hz over its RMS; 0 where there is less than 50 ms."""
+    import scipy.fft
+
     if envelope.size * step < 0.05:
         return 0.0
     modulation = _power(scipy.fft.rfft(envelope))
@@ -371,6 +381,9 @@ def _roughness(envelope: Doubles, step: float) -> float:
 
 def _repetition(frames: _Frames, active_s: float, step: float) -> tuple[int, float, float]:
     """Number of onsets, their rate per second, and how regular they are."""
+    import scipy.fft
+    import scipy.signal
+
     # Silence stands before the clip, so that a sound that is there at once is an onset.
     bands = np.maximum(frames.band_db, frames.band_db.max() - _RELATIVE_FLOOR_DB)
     bands = np.pad(bands, ((3, 0), (0, 0)), constant_values=bands.min())

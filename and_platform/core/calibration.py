@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from and_platform.core.facets import Facets, compatible
 from and_platform.core.ragged import Ints, Ragged, blocks
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = NDArray[np.float32]
 
@@ -58,6 +60,8 @@ def calibrate(
     ValueError
         If `high` and `low` are of different numbers of neurons.
     """
+    import torch
+
     if len(high) != len(low):
         raise ValueError(f"{len(high)} rows of high points, but {len(low)} of low points")
     matrix = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
@@ -116,6 +120,8 @@ def support(
     ValueError
         If `points` and `exemplars` are of different numbers of neurons.
     """
+    import torch
+
     if len(points) != exemplars.shape[0]:
         raise ValueError(f"points of {len(points)} neurons, but exemplars of {exemplars.shape[0]}")
     matrix = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
@@ -144,6 +150,8 @@ def sentence_table(captions: Ragged) -> Ints:
 
 def _cosines(matrix: torch.Tensor, left: Ints, right: Ints) -> torch.Tensor:
     """Cosines of the sentences of two padded tables, [rows, m, n]; -inf where either is padding."""
+    import torch
+
     left_ids, right_ids = torch.from_numpy(left), torch.from_numpy(right)
     found = torch.bmm(matrix[left_ids], matrix[right_ids].transpose(1, 2)).round_(decimals=COSINE_DECIMALS)
     found[(left_ids < 0)[:, :, None] | (right_ids < 0)[:, None, :]] = -torch.inf

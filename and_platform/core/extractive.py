@@ -8,15 +8,17 @@ says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from and_platform.core.calibration import COSINE_DECIMALS, sentence_table
 from and_platform.core.facets import Facets, compatible
 from and_platform.core.ragged import Ints, Ragged
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = NDArray[np.float32]
 
@@ -69,6 +71,8 @@ def summarise(
     list of lists
         Points per neuron, by falling support; empty where nothing is shared.
     """
+    import torch
+
     matrix = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
     sides = None if facets is None else torch.from_numpy(facets)
     table = sentence_table(captions)
@@ -109,6 +113,8 @@ def _agreement(
     tau: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which sentences state the same [rows, T, T], and each one's mean cosine to the captions [rows, T]."""
+    import torch
+
     vectors = matrix[ids]
     cosine = torch.bmm(vectors, vectors.transpose(1, 2)).round_(decimals=COSINE_DECIMALS)
     pairs = there[:, :, None] & there[:, None, :]
@@ -124,6 +130,8 @@ def _agreement(
 
 def _needed(highest: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
     """The first level that each neuron's best sentence reaches; out of reach where it reaches none."""
+    import torch
+
     needed = torch.full_like(highest, torch.iinfo(highest.dtype).max)
     for level in reversed(levels):
         needed = torch.where(highest >= level, level, needed)

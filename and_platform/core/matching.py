@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from and_platform.core.similarity import (
     SIMILARITIES,
@@ -28,6 +26,9 @@ from and_platform.core.similarity import (
 )
 from and_platform.core.threads import one_thread_each, spread, spread_rows
 from and_platform.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Scores held at a time, in elements: 32 MB of float32.
 _SCORE_BLOCK = 1 << 23
@@ -87,6 +88,8 @@ class Matcher:
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
         block: int = 512,
     ) -> None:
+        import torch
+
         if unknown := {*similarities, *(parameters or {})} - SIMILARITIES.keys():
             raise InputError(
                 f"no similarity function {', '.join(sorted(unknown))}; choose from {', '.join(SIMILARITIES)}"
@@ -125,6 +128,8 @@ class Matcher:
         InputError
             If the activations do not have N columns, or there are none.
         """
+        import torch
+
         results: dict[str, TopConcepts] = {}
         with one_thread_each() as n_threads:
             blocks = list(spread(self._block_results, self._blocks(activations), n_threads))
@@ -146,6 +151,8 @@ class Matcher:
         return results
 
     def _blocks(self, activations: ArrayLike | Tensor | Iterator[ArrayLike]) -> Iterator[Tensor]:
+        import torch
+
         tiles: Iterable[Any] = activations if isinstance(activations, Iterator) else [activations]
         empty = True
         for tile in tiles:
@@ -164,6 +171,8 @@ class Matcher:
 
     def _best(self, similarity: Similarity, features: Features, n_threads: int) -> TopConcepts:
         """Score neurons against all concepts, a block of concepts at a time, and keep the best."""
+        import torch
+
         prepared = self._prepared[similarity.name]
         n_neurons, n_concepts = len(features[0]), prepared[0].shape[1]
         width = max(1, min(n_concepts, _SCORE_BLOCK // max(1, n_neurons)))

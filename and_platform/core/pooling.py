@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Final
 
 from and_platform.errors import ActivationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 POOLINGS: Final = ("first", "mean", "max")
 
@@ -41,6 +41,8 @@ def pool(output: Tensor, mode: str, mask: Tensor | None = None, time_dim: int | 
         For other numbers of dimensions, an unknown mode, an output without positions, a mask that does not
         fit, or a clip of padding alone.
     """
+    import torch
+
     if mode not in POOLINGS:
         raise ActivationError(f"unknown pooling '{mode}'; use one of: {', '.join(POOLINGS)}")
     if not output.dtype.is_floating_point:

@@ -27,15 +27,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from and_platform.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EPSILON = 1e-7
 """Keeps the logarithms of `wpmi` and `soft_wpmi` finite."""
@@ -86,10 +86,14 @@ def softmax_scores(caption_embeddings: Tensor, concept_embeddings: Tensor, scale
     InputError
         If an embedding is zero or not finite. Clips without a caption are masked, see `matching.Matcher`.
     """
+    import torch
+
     return torch.softmax(scale * cosine_scores(caption_embeddings, concept_embeddings), dim=1)
 
 
 def _unit_rows(embeddings: Tensor, what: str) -> Tensor:
+    import torch
+
     rows = torch.as_tensor(embeddings).float()
     norms = rows.norm(dim=1, keepdim=True)
     usable = norms.isfinite() & (norms > 0)
@@ -113,6 +117,8 @@ def top_columns(values: Tensor, k: int) -> Tensor:
     -------
     Tensor [J, min(k, N)], int32
     """
+    import torch
+
     n_rows, n_columns = values.shape
     k = min(k, n_columns)
     half = values.dtype == torch.float16 and n_columns <= 1 << 16
@@ -200,9 +206,9 @@ class Tile:
         return self.values.gather(1, self.top(k).long())
 
 
-Features = tuple[Tensor, ...]
+Features: TypeAlias = "tuple[Tensor, ...]"
 """Tensors with one row per neuron."""
-Prepared = tuple[Tensor, ...]
+Prepared: TypeAlias = "tuple[Tensor, ...]"
 """Tensors with one column per concept."""
 
 
@@ -249,6 +255,8 @@ class Similarity(ABC):
         TypeError
             If the function has no such parameter.
         """
+        import torch
+
         if parameters:
             return replace(self, **parameters)(activations, match)
         activations = torch.as_tensor(activations)
@@ -287,6 +295,8 @@ class Similarity(ABC):
 
 def check_match(match: Tensor) -> Tensor:
     """Return clip-concept scores [N, M] as float32, or raise `InputError` if they cannot be used."""
+    import torch
+
     match = torch.as_tensor(match).float()
     if match.ndim != 2 or match.numel() == 0:
         raise InputError(
@@ -316,6 +326,8 @@ class Cos(Similarity):
         return values
 
     def _unit(self, values: Tensor, dim: int) -> Tensor:
+        import torch
+
         shaped = self._shaped(values, dim)
         return torch.div(shaped, shaped.norm(dim=dim, keepdim=True).clip(self.min_norm))
 
@@ -331,6 +343,8 @@ class Cos(Similarity):
         return self._unit(values, 1), tile.top(self.clips)
 
     def score(self, features: Features, prepared: Prepared) -> Tensor:
+        import torch
+
         (match,) = prepared
         if self.clips is None:
             return features[0] @ match
@@ -398,9 +412,13 @@ class WPMI(Similarity):
         return tile.top(self.depth(tile.n_clips)), tile.dead
 
     def prepare(self, match: Tensor) -> Prepared:
+        import torch
+
         return ((torch.softmax(self.scale * match, dim=1) + EPSILON).log(),)
 
     def score(self, features: Features, prepared: Prepared) -> Tensor:
+        from torch.nn.functional import embedding_bag
+
         (index, dead), (log_match,) = features, prepared
         evidence = embedding_bag(index.contiguous(), log_match.contiguous(), mode="sum")
         return evidence.masked_fill_(dead[:, None], math.nan)
@@ -445,9 +463,13 @@ class SoftWPMI(WPMI):
             raise InputError(f"memberships run from {self.first} to {self.last}; give values from 0 to 1")
 
     def prepare(self, match: Tensor) -> Prepared:
+        import torch
+
         return (torch.softmax(self.scale * match, dim=1) - 1,)
 
     def score(self, features: Features, prepared: Prepared) -> Tensor:
+        import torch
+
         (index, dead), (lack,) = features, prepared
         k = index.shape[1]
         membership = self.first - torch.arange(k, dtype=torch.float32) / k * (self.first - self.last)
@@ -504,6 +526,8 @@ class RankReorder(Similarity):
 
     def prepare(self, match: Tensor) -> Prepared:
         """Scores, and their dense ranks among all clips: to sort ranks is to sort any subset of the clips."""
+        import torch
+
         ranks = torch.empty(match.shape, dtype=torch.int32)
         for start in range(0, match.shape[1], 512):
             columns = slice(start, start + 512)
@@ -514,6 +538,8 @@ class RankReorder(Similarity):
         return match, ranks
 
     def score(self, features: Features, prepared: Prepared) -> Tensor:
+        from torch.nn.functional import embedding_bag
+
         (index, descending), (match, ranks) = features, prepared
         error = self._error(index.numpy(), descending.numpy(), ranks.numpy())
         mean = embedding_bag(index.contiguous(), match.contiguous(), mode="mean")
@@ -522,6 +548,8 @@ class RankReorder(Similarity):
 
     def _error(self, index: NDArray[Any], descending: NDArray[Any], ranks: NDArray[Any]) -> Tensor:
         """Mean of `|t[i] - s[o[i]]|**3` per neuron and concept, float32 [J, M]."""
+        import torch
+
         n_neurons, n = index.shape
         n_clips, n_concepts = ranks.shape
         out = np.empty((n_neurons, n_concepts), np.float32)
@@ -552,6 +580,8 @@ def _mean_cubed_difference(descending: Tensor) -> Tensor:
     Expanding the cube turns the sum over pairs into running sums, in float64 about the mean against
     cancellation. Exactly 0 where the row is constant.
     """
+    import torch
+
     x = descending.double()
     constant = descending[:, 0] == descending[:, -1]
     x = (x - x.mean(dim=1, keepdim=True)).flip(1)

@@ -11,9 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    pass
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +24,8 @@ Result = TypeVar("Result")
 @contextmanager
 def one_thread_each() -> Iterator[int]:
     """Keep torch to one thread per operation, and say how many threads `spread` may use instead."""
+    import torch
+
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -37,6 +41,8 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item], n_threads:
     Results come in order. Items are taken from the iterable, in the calling thread, only a few ahead of the
     results. numpy's and torch's loops release the interpreter's lock.
     """
+    import torch
+
     if n_threads == 1:
         yield from map(function, items)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 from and_platform import db, logs
 from and_platform.backends import registry
 from and_platform.backends.base import LLM, Tagger, TextAudioEncoder, TextEncoder
-from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.core.exemplars import EXEMPLARS_KEPT
 from and_platform.core.similarity import SIMILARITIES
 from and_platform.errors import ConfigError, IncompleteError
@@ -48,6 +47,9 @@ from and_platform.services import (
 )
 from and_platform.services.progress import SILENT, Progress
 from and_platform.services.provenance import RecipePlan
+
+if TYPE_CHECKING:
+    from and_platform.backends.networks.base import LoadedNetwork
 
 STAGES = ("record", "caption", "match", "summarise", "calibrate", "icl", "extract", "embed")
 METHODS = ("db", "tab", "icl")

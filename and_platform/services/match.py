@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-import torch
 from numpy.typing import NDArray
 from pgvector import Vector
 from sqlalchemy.dialects.postgresql import insert
@@ -96,6 +95,8 @@ def score(
     IncompleteError
         No clip has a caption.
     """
+    import torch
+
     with db.reading(engine) as session:
         recipe_id = provenance.find_recipe(session, plan.recipe)
         there = session.scalars(sa.select(Scoring.id).where(Scoring.recipe_id == recipe_id)).one_or_none()

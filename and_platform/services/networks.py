@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from and_platform import db
-from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.config import load_json
 from and_platform.errors import ConflictError, NotFoundError
 from and_platform.resources import resource
 from and_platform.schema import Dataset, Layer, Network, Recording
+
+if TYPE_CHECKING:
+    from and_platform.backends.networks.base import LoadedNetwork
 
 SAMPLE = "sample-ast"
 

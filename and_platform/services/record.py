@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sqlalchemy as sa
@@ -17,8 +18,6 @@ from sqlalchemy.orm import Session
 from and_platform import db
 from and_platform.backends import audio
 from and_platform.backends.base import Clip
-from and_platform.backends.networks.base import LoadedNetwork
-from and_platform.backends.networks.layers import LayerSpec
 from and_platform.config import settings
 from and_platform.core.exemplars import EXEMPLARS_KEPT
 from and_platform.errors import AudioError, ConflictError, DatabaseError, InputError, NotFoundError
@@ -37,6 +36,10 @@ from and_platform.services import activations, datasets, networks, provenance
 from and_platform.services.online import owner_if_other
 from and_platform.services.progress import SILENT, Advance, Progress
 from and_platform.services.provenance import RecipePlan
+
+if TYPE_CHECKING:
+    from and_platform.backends.networks.base import LoadedNetwork
+    from and_platform.backends.networks.layers import LayerSpec
 
 _DECODERS = 4
 _MOST_MISSING = 0.1

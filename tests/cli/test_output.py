@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 import sys
 from decimal import Decimal
 
@@ -66,3 +67,14 @@ def test_a_group_alone_shows_its_help(monkeypatch: pytest.MonkeyPatch, capsys: p
     with pytest.raises(SystemExit):
         main.main()
     assert "relocate" in capsys.readouterr().err
+
+
+def test_commands_start_without_the_heavy_libraries() -> None:
+    """They take seconds to import; a question to the database, or --help, takes less than one."""
+    code = (
+        "import importlib, sys; from and_platform.cli import main;"
+        " [importlib.import_module(f'and_platform.cli.{module}') for module in main.COMMANDS.values()];"
+        " print([name for name in ('torch', 'scipy', 'sklearn', 'pandas', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n"

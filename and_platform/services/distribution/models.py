@@ -8,14 +8,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from and_platform.backends import registry
 from and_platform.backends.base import Captioner, Releasable
-from and_platform.backends.networks.base import LoadedNetwork
 from and_platform.schema import Network
 from and_platform.services import networks
 from and_platform.services.dissect import Options, Tools
+
+if TYPE_CHECKING:
+    from and_platform.backends.networks.base import LoadedNetwork
 
 Loaded = Callable[[str, float], None]
 """Is told what was loaded, and how many seconds that took."""
