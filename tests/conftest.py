@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from and_platform import db
 from and_platform.config import Settings, settings
 from and_platform.embedded import EmbeddedServer
+from tests import forked
 
 pytest_plugins = ["tests.checkpoints"]
 
@@ -121,10 +122,14 @@ def andp(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProce
     def run(
         *arguments: str, check: bool = True, env: dict[str, str] | None = None, given: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            [sys.executable, "-m", "and_platform.cli.main", *arguments],
-            env={**environment, **(env or {})}, input=given, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False,
-        )  # fmt: skip
+        variables = {**environment, **(env or {})}
+        if forked.fits(env or {}):
+            result = forked.run(*arguments, environment=variables, given=given)
+        else:
+            result = subprocess.run(
+                [sys.executable, "-m", "and_platform.cli.main", *arguments],
+                env=variables, input=given, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False,
+            )  # fmt: skip
         if check and result.returncode:
             raise AssertionError(f"andp {' '.join(arguments)} → {result.returncode}\n{result.stdout}\n{result.stderr}")
         return result

@@ -1,10 +1,4 @@
-"""Run `andp ARGUMENTS` and kill this very process, with SIGKILL, at a chosen point.
-
-    python killed.py MODULE.FUNCTION CALL before|after ARGUMENTS…
-
-The process dies at the CALL-th call of the function (from 1), before it or after it; with CALL 0 it lives. Blocks and
-stretches are made small, so that a few clips make several of each.
-"""
+"""What a process does first that is to die, by SIGKILL, at a chosen point of its work."""
 
 from __future__ import annotations
 
@@ -12,15 +6,19 @@ import importlib
 import itertools
 import os
 import signal
-import sys
 from typing import Any
 
-from and_platform.services import activations
 
-activations.BLOCK, activations.STRETCH = 4, 8
+def small_blocks() -> None:
+    """Make blocks and stretches small, so that a few clips make several of each."""
+    from and_platform.services import activations
+
+    activations.BLOCK, activations.STRETCH = 4, 8
 
 
 def die_at(target: str, call: int, when: str) -> None:
+    """Die at a function's CALL-th call (from 1), before it or after it; blocks are small."""
+    small_blocks()
     module_name, _, name = target.rpartition(".")
     module = importlib.import_module(module_name)
     real, calls = getattr(module, name), itertools.count(1)
@@ -35,13 +33,3 @@ def die_at(target: str, call: int, when: str) -> None:
         return result
 
     setattr(module, name, wrapped)
-
-
-if __name__ == "__main__":
-    target, call, when, *arguments = sys.argv[1:]
-    if int(call):
-        die_at(target, int(call), when)
-    sys.argv = ["andp", *arguments]
-    from and_platform.cli.main import main
-
-    main()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 from sqlalchemy.engine import URL
 
 from and_platform.embedded import EmbeddedServer
-from tests import tiny
+from tests import forked, tiny
+from tests.cli.killed import die_at, small_blocks
 
-KILLED = Path(__file__).parent / "killed.py"
 CLIPS = 18
 
 # Every table a dissection fills, by names in place of keys: keys may differ, rows may not.
@@ -79,13 +80,11 @@ def contents(url: str) -> dict[str, list[Any]]:
 
 
 def run(
-    environment: dict[str, str], *arguments: str, die: tuple[str, int, str] = ("", 0, "")
+    environment: dict[str, str], *arguments: str, die: tuple[str, int, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    target, call, when = die
-    return subprocess.run(
-        [sys.executable, str(KILLED), target or "-", str(call), when or "-", "-q", *arguments],
-        env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+    """Run `andp ARGUMENTS` with small blocks; `die`: where it is killed."""
+    before = partial(die_at, *die) if die else small_blocks
+    return forked.run("-q", *arguments, environment=environment, before=before)
 
 
 def prepare(environment: dict[str, str], material: Path) -> None:
@@ -110,7 +109,7 @@ def prepared(
         url = server_url.set(database=name, drivername="postgresql").render_as_string(hide_password=False)
         return {
             **os.environ, "ANDP_DATABASE_URL": url, "ANDP_HOME": str(tmp_path_factory.mktemp("home")),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
 
     with _admin(server_url) as connection:
@@ -163,28 +162,26 @@ def test_the_server_is_killed_in_the_middle(material: Path, tmp_path: Path, undi
         environment = {
             **os.environ,
             "ANDP_HOME": str(home),
-            "PYTHONPATH": str(KILLED.parents[2]),
-            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(forked.ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         environment.pop("ANDP_DATABASE_URL", None)
         prepare(environment, material)
         server = EmbeddedServer(home)
-        process = subprocess.Popen(
-            [sys.executable, str(KILLED), "-", "0", "-", "-q", "dissect", "tiny", "--dataset", "tones"],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            with psycopg.connect(server.url) as connection:
-                row = connection.execute("SELECT count(*) FROM captions").fetchone()
-            if row and row[0]:
-                break
-            time.sleep(0.02)
-        pid = server.status().pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        _, told = process.communicate(timeout=120)
-        assert process.returncode == 4, told  # a database error, in one line
+        with ThreadPoolExecutor(1) as beside:
+            going = beside.submit(run, environment, "dissect", "tiny", "--dataset", "tones")
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and not going.done():
+                with psycopg.connect(server.url) as connection:
+                    row = connection.execute("SELECT count(*) FROM captions").fetchone()
+                if row and row[0]:
+                    break
+                time.sleep(0.02)
+            pid = server.status().pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            ended = going.result()
+        told = ended.stderr
+        assert ended.returncode == 4, told  # a database error, in one line
         assert told.startswith("andp: ") and len(told.strip().splitlines()) == 1, told
         again = run(environment, "dissect", "tiny", "--dataset", "tones")
         assert again.returncode == 0, again.stderr
@@ -198,16 +195,10 @@ def test_the_server_is_killed_in_the_middle(material: Path, tmp_path: Path, undi
 
 def test_two_at_once(prepared: Callable[[str], dict[str, str]], undisturbed: dict[str, list[Any]]) -> None:
     environment = prepared("andp_two_at_once")
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(KILLED), "-", "0", "-", "-q", "dissect", "tiny", "--dataset", "tones"],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    for process in both:
-        _, told = process.communicate(timeout=280)
-        assert process.returncode == 0, told
+    with ThreadPoolExecutor(2) as beside:
+        both = [beside.submit(run, environment, "dissect", "tiny", "--dataset", "tones") for _ in range(2)]
+    for going in both:
+        assert going.result().returncode == 0, going.result().stderr
     found = contents(environment["ANDP_DATABASE_URL"])
     for name, rows in undisturbed.items():
         assert found[name] == rows, name

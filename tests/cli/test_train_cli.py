@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ import sqlalchemy as sa
 
 from and_platform.errors import AndpError
 from and_platform.services.training import train
-from tests import tiny
+from tests import forked, tiny
 from tests.checkpoints_beats import write_beats
-
-KILLED = Path(__file__).parent / "killed.py"
+from tests.cli.killed import die_at
 
 Andp = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -120,10 +119,9 @@ def test_a_killed_run_goes_on(
     asked = ("--dataset", tones, "--from", source, "--recipe", recipe, "--epochs", "3", "--batch-size", "4")
     andp("networks", "train", str(tmp_path / "whole"), *asked)
     parts = str(tmp_path / "parts")
-    killed = subprocess.run(
-        [sys.executable, str(KILLED), function, str(call), "after", "networks", "train", parts, *asked],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    killed = forked.run(
+        "networks", "train", parts, *asked, environment=environment, before=partial(die_at, function, call, "after")
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     andp("networks", "train", parts, *asked)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]

@@ -30,6 +30,7 @@ from sqlalchemy.engine import URL, make_url
 from and_platform import db
 from and_platform.config import Settings
 from and_platform.embedded import DATABASE, EmbeddedServer
+from tests import forked
 from tests.workers import backends
 from tests.workers.servers import Server
 
@@ -219,10 +220,7 @@ class Cluster:
 
     def run(self, *arguments: str, check: bool = True, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         """Do `andp ARGUMENTS` to its end."""
-        done = subprocess.run(
-            [*ANDP, *arguments], env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=seconds, check=False,
-        )  # fmt: skip
+        done = forked.run(*arguments, environment=self.environment, timeout=seconds)
         assert not check or done.returncode == 0, (
             f"andp {' '.join(arguments)} → {done.returncode}\n{done.stdout}\n{done.stderr}"
         )
