@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Processes of tests share the cores: libraries that take a thread for each core would wait for each other. Read when they
+# are imported, and by the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -68,10 +73,10 @@ def server_url(server_home: Path) -> URL:
 
 
 @contextmanager
-def _cloned(server_url: URL) -> Iterator[URL]:
+def _cloned(server_url: URL, template: str = TEMPLATE) -> Iterator[URL]:
     name = f"andp_test_{os.getpid()}_{next(_numbers)}"
     with _admin(server_url) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield server_url.set(database=name)
     with _admin(server_url) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -41,25 +41,36 @@ def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     settings.cache_clear()
 
 
-def filled(engine: sa.Engine, material: Path, sounds: Path | None = None) -> api.Platform:
-    platform = api.Platform(engine)
-    platform.ingest(sounds or material / "tones", processes=1)
-    platform.add_network("tiny", material / "network")
-    return platform
-
-
-@pytest.fixture
-def here(engine: sa.Engine, material: Path) -> api.Platform:
-    """A database that one process dissects."""
-    return filled(engine, material)
-
-
-@pytest.fixture
-def shop(server_url: URL, material: Path) -> Iterator[Workshop]:
-    """Another one with the same content, that workers dissect."""
+@pytest.fixture(scope="module")
+def template(server_url: URL, material: Path) -> Iterator[str]:
+    """Name of a database with a data set and a network."""
     with _cloned(server_url) as url:
         engine = db.make_engine(url, Settings())
-        filled(engine, material)
+        platform = api.Platform(engine)
+        platform.ingest(material / "tones", processes=1)
+        platform.add_network("tiny", material / "network")
+        engine.dispose()
+        assert url.database is not None
+        yield url.database
+
+
+@pytest.fixture
+def database_url(server_url: URL, template: str) -> Iterator[URL]:
+    with _cloned(server_url, template) as url:
+        yield url
+
+
+@pytest.fixture
+def here(engine: sa.Engine) -> api.Platform:
+    """A database that one process dissects."""
+    return api.Platform(engine)
+
+
+@pytest.fixture
+def shop(server_url: URL, template: str) -> Iterator[Workshop]:
+    """Another one with the same content, that workers dissect."""
+    with _cloned(server_url, template) as url:
+        engine = db.make_engine(url, Settings())
         yield Workshop(engine)
         engine.dispose()
 
@@ -119,7 +130,7 @@ def test_captions_of_a_data_set_and_of_a_file(
     manifest.write_text("path,label,caption\n" + "".join(lines), "utf-8")
     file = tmp_path / "captions.json"
     file.write_text(json.dumps(CAPTIONS), "utf-8")
-    here = filled(engine, material)
+    here = api.Platform(engine)
     for platform in (here, api.Platform(shop.engine)):
         platform.ingest(manifest, processes=1)
     for given in (
@@ -269,7 +280,7 @@ def test_stretches_are_folded_while_others_are_recorded(
 def moving(shop: Workshop, engine: sa.Engine, material: Path, folder: Path) -> tuple[api.Platform, Path]:
     """A data set `moving` in both databases, whose files a test may spoil."""
     root = tiny.sounds(folder / "moving", 4)
-    here = filled(engine, material)
+    here = api.Platform(engine)
     for platform in (here, api.Platform(shop.engine)):
         platform.ingest(root, processes=1)
     return here, root
