@@ -34,6 +34,15 @@ TEMPLATE = "andp_template"
 _numbers = itertools.count()
 
 
+SLOW_FIRST = ("workers", "cli", "packaging", "db")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of tests that take long begin first, so that no process is left alone with one at the end."""
+    place = {name: number for number, name in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.relative_to(ROOT / "tests").parts[0], len(place)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_environment() -> Iterator[None]:
     """Nothing of the developer's own settings, and no threads beyond the machine's two cores."""

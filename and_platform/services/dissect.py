@@ -379,6 +379,7 @@ def make_plan(
 
 
 def rules(options: Options, tools: Tools) -> calibrate.Rules:
+    """How points are compared. An LLM's are taken as they are; points from captions keep to one side of a facet."""
     return calibrate.Rules(options.threshold, facets=not tools.summariser().own_words)
 
 

@@ -15,6 +15,7 @@ SELECT s.run_id,
        s.unit,
        coalesce(u.size, 0) AS size,
        coalesce(u.size_done, 0) AS size_done,
+       coalesce(u.size_left, 0) AS size_left,
        u.retries,
        u.seconds,
        u.size_done / nullif(extract(epoch FROM u.last_finished - u.first_started), 0)::double precision AS rate,
@@ -30,6 +31,7 @@ LEFT JOIN LATERAL (
            count(*) FILTER (WHERE w.state = 'cancelled') AS cancelled,
            sum(w.size)::bigint AS size,
            (sum(w.size) FILTER (WHERE w.state = 'done'))::bigint AS size_done,
+           (sum(w.size) FILTER (WHERE w.state IN ('waiting', 'sent', 'running')))::bigint AS size_left,
            sum(greatest(w.attempts - 1, 0))::bigint AS retries,
            sum(w.seconds) AS seconds,
            max(w.seconds) AS longest_s,
@@ -55,6 +57,7 @@ COMMENT ON COLUMN run_progress.cancelled IS 'Units cancelled.';
 COMMENT ON COLUMN run_progress.unit IS 'What size, size_done and rate count.';
 COMMENT ON COLUMN run_progress.size IS 'Work that is known, counted in the unit.';
 COMMENT ON COLUMN run_progress.size_done IS 'Work done, counted in the unit.';
+COMMENT ON COLUMN run_progress.size_left IS 'Work of units that are not over, counted in the unit.';
 COMMENT ON COLUMN run_progress.retries IS 'Tries beyond the first, of all units.';
 COMMENT ON COLUMN run_progress.seconds IS 'Time of the workers, added up.';
 COMMENT ON COLUMN run_progress.rate IS 'Work a second, from the first beginning to the latest end.';

@@ -406,7 +406,7 @@ def progress(session: Session, run_id: int) -> list[dict[str, Any]]:
     for row in rows:
         left = None
         if row["state"] == "open" and row["rate"] and row["planned_at"] is not None:
-            left = max(row["size"] - (row["size_done"] or 0), 0) / row["rate"]
+            left = row["size_left"] / row["rate"]
         found.append({**row, "seconds_left": left})
     return found
 
