@@ -7,7 +7,7 @@ Three series, each on a fresh database, with Postgres in a temporary folder and 
 before the clock starts; the time is that of the run, from its row to its end:
 
 - work: the sample dissected by one process without workers, then by workers. The arithmetic takes the machine's cores, so
-  more workers than cores cannot be faster; each loads its own models.
+  more workers than cores cannot be faster; each computes with one thread, and loads its own models.
 - waiting: a small dissection whose summaries come from an LLM endpoint that takes 50 ms an answer, one at a time and worker;
   the workers have dissected something smaller before, so that what they import is there.
 - nothing: units whose texts all have their vectors already, so that all that is left is the ledger, the broker and the
@@ -83,7 +83,8 @@ def main() -> None:
                 cluster.new_database("dissected", "base")
                 cluster.run(*small, "--captioner", "describer")
             else:
-                found.append(alone(cluster, series, commands[series]))
+                for threads in (1, os.cpu_count() or 1) if series == "work" else (1,):
+                    found.append(alone(cluster, series, commands[series], threads))
             for broker in brokers:
                 for n in workers:
                     if series == "nothing":
@@ -111,12 +112,16 @@ def prepare(cluster: Cluster, n_clips: int) -> None:
 # ---------------------------------------------------------------------- one measurement
 
 
-def alone(cluster: Cluster, series: str, command: Sequence[str]) -> Row:
+def alone(cluster: Cluster, series: str, command: Sequence[str], threads: int) -> Row:
     """One process without workers."""
-    cluster.new_database(f"{series}_alone", "base")
-    cluster.run(*command, seconds=3600)
-    row = {"series": series, "broker": IN_PROCESS, "workers": 0, **took(cluster)}
-    return told(row)
+    cluster.new_database(f"{series}_alone_{threads}", "base")
+    cluster.settings["OMP_NUM_THREADS"] = str(threads)
+    process = cluster.start(*command, options=())
+    del cluster.settings["OMP_NUM_THREADS"]
+    if process.popen.wait(3600):
+        raise SystemExit(process.said())
+    named = f"{IN_PROCESS}, {threads} thread{'s'[: threads > 1]}"
+    return told({"series": series, "broker": named, "workers": 0, **took(cluster)})
 
 
 def shared(cluster: Cluster, series: str, command: Sequence[str], broker: str, n: int) -> Row:

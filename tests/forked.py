@@ -79,6 +79,10 @@ def _command(
             open(number, mode, closefd=False)  # noqa: SIM115 (they last as long as the process)
             for number, mode in enumerate(("r", "w", "w"))
         )
+        if threads := environment.get("OMP_NUM_THREADS"):  # OpenMP has read it when torch was imported
+            import torch
+
+            torch.set_num_threads(int(threads))
         if before is not None:
             before()
         sys.argv = [main.__file__, *arguments]
