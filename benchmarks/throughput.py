@@ -8,8 +8,9 @@ before the clock starts; the time is that of the run, from its row to its end:
 
 - work: the sample dissected by one process without workers, then by workers. The arithmetic takes the machine's cores, so
   more workers than cores cannot be faster; each computes with one thread, and loads its own models.
-- waiting: a small dissection whose summaries come from an LLM endpoint that takes 50 ms an answer, one at a time and worker;
-  the workers have dissected something smaller before, so that what they import is there.
+- waiting: a small dissection whose summaries come from an LLM endpoint that takes a quarter of a second an answer, one at a
+  time and worker, five answers a unit; the workers have dissected something smaller before, so that what they import is
+  there.
 - nothing: units whose texts all have their vectors already, so that all that is left is the ledger, the broker and the
   plan's rows: the least that a unit costs.
 """
@@ -41,7 +42,7 @@ from tests.workers.servers import RabbitMQ, Redis
 
 BROKERS = {"pgmq": lambda: None, "rabbitmq": RabbitMQ, "redis": Redis}
 LIGHT = ("--sentence-encoder", "letters", "--text-encoder", "letters", "--threshold", "0.9")
-ANSWER_S = 0.05
+ANSWER_S = 0.25
 IN_PROCESS = "in-process"
 Row = dict[str, Any]
 
@@ -126,7 +127,7 @@ def alone(cluster: Cluster, series: str, command: Sequence[str], threads: int) -
 
 def shared(cluster: Cluster, series: str, command: Sequence[str], broker: str, n: int) -> Row:
     """The same by n workers."""
-    begin(cluster, f"{series}_{broker}_{n}", "base", broker, n, "0.25" if series == "waiting" else "1")
+    begin(cluster, f"{series}_{broker}_{n}", "base", broker, n, "0.08" if series == "waiting" else "1")
     try:
         if series == "waiting":
             warm = ("dissect", "tiny", "--dataset", "warm", "--captioner", "describer", *LIGHT)
