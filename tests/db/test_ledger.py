@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from and_platform.services.distribution import handling, ledger, runs, work, wor
 from and_platform.services.distribution.ledger import Me, NewUnit, Unit
 from tests import tiny
 from tests.conftest import _cloned
-from tests.distributed import Post, Workshop, assert_same, content
+from tests.distributed import Message, Post, Workshop, assert_same, content
 
 MOST = 3
 _numbers = itertools.count()
@@ -558,6 +559,40 @@ def test_two_advances_at_once(shop: Workshop) -> None:
     assert shop.outcome(run_id)["outcome"] == "ok"
     runs.advance(shop.engine, run_id, shop.post, window=100)  # of a run that is over
     assert shop.outcome(run_id)["outcome"] == "ok"
+
+
+def test_a_unit_that_ends_while_it_is_seen_what_is_next(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker ends the last open unit after this one has looked: the run is not over, and not broken off."""
+    run_id = shop.start(layers=["head"])
+    shop.deliver(shop.next())  # the plan
+    real, due, beside = runs._proceed, list[Message](), list[threading.Thread]()
+
+    def proceed(*args: Any) -> Any:
+        found = real(*args)
+        if due:
+            message = due.pop()
+            beside.append(threading.Thread(target=shop.deliver, args=(message,)))
+            beside[-1].start()
+            # It is written down as done, but where it waits for a row that this look has locked.
+            until = time.monotonic() + 1
+            while (
+                time.monotonic() < until
+                and {unit.id: unit.state for unit in units(shop.engine, run_id)}[message.id] != "done"
+            ):
+                time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr(runs, "_proceed", proceed)
+    while shop.outcome(run_id)["outcome"] == "running":
+        message = shop.next()
+        if message.what == "unit":
+            due.append(message)
+            runs.advance(shop.engine, run_id, shop.post, window=100)
+            beside[-1].join()
+        else:
+            shop.deliver(message)
+    assert shop.outcome(run_id)["outcome"] == "ok", shop.outcome(run_id)
+    assert shop.done_keys.most_common(1)[0][1] == 1
 
 
 def test_a_unit_that_fails_for_ever_is_told_with_its_traceback(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

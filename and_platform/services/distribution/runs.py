@@ -107,9 +107,11 @@ def advance(engine: sa.Engine, run_id: int, messenger: Messenger, *, window: int
         if run is None or run.outcome != "running":
             return
         rows = session.scalars(sa.select(RunStep).where(RunStep.run_id == run_id).order_by(RunStep.ordinal)).all()
-        while _proceed(session, engine, run, rows):
-            pass
-        if not _open_steps(session, run_id):
+        changed, seen = _proceed(session, engine, run, rows)
+        while changed:
+            changed, seen = _proceed(session, engine, run, rows)
+        # What the last pass saw open, and not what is open by now: a unit that has ended since sends an advance of its own.
+        if not seen:
             dropped = _close(session, engine, run, rows)
     ledger.top_up(engine, run_id, messenger, window=window)
     for recording_id in dropped:
@@ -137,13 +139,14 @@ def _stop(session: Session, run: Run, outcome: str, error: str | None) -> int:
     return len(cancelled)
 
 
-def _proceed(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep]) -> bool:
-    """One pass over the steps; True if another one may find more."""
+def _proceed(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep]) -> tuple[bool, set[str]]:
+    """One pass over the steps: whether another one may find more, and the steps that it saw open."""
     session.flush()
     there = {row.step for row in rows}
     over = {row.step for row in rows if row.finished_at is not None}
     blocked = _failed_steps(session, run.id)
     open_ = _open_steps(session, run.id)
+    seen = set(open_)
     changed = False
     known: settled.Settled | None = None
     for row in rows:
@@ -163,13 +166,14 @@ def _proceed(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunSt
                 changed = True
             session.flush()
             open_ = _open_steps(session, run.id)
+            seen |= open_
         if row.planned_at is not None and row.step not in open_:
             row.finished_at = sa.func.now()
             if row.step == "exemplars":
                 known = known or settled.load(engine, session, run)
                 record.analyze(engine, known.recording_id)
             changed = True
-    return changed
+    return changed, seen
 
 
 def _begin_dissection(session: Session, run: Run, known: settled.Settled, over: set[str]) -> None:
