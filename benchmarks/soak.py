@@ -183,7 +183,11 @@ def watch(cluster: Cluster, clients: list[Client], ends: float) -> list[Row]:
 
 
 def memory(cluster: Cluster) -> dict[str, int]:
-    """Bytes that each worker process has to itself (USS), by what it is and its pid."""
+    """Anonymous memory of each worker process in bytes, by what it is and its pid.
+
+    That is heap and stacks. Memory that a process has to itself (USS) would mislead: it grows, too, when a page shared with the
+    parent is written for the first time, and when another process that has mapped the same libraries ends.
+    """
     found = {}
     for number, worker in enumerate(cluster.workers):
         for kind, process in [
@@ -191,7 +195,8 @@ def memory(cluster: Cluster) -> dict[str, int]:
             *(("child", child) for child in worker.children()),
         ]:
             try:
-                found[f"{kind} {number} {process.pid}"] = int(process.memory_full_info().uss)
+                told = process.memory_info()
+                found[f"{kind} {number} {process.pid}"] = int(told.rss - told.shared)
             except psutil.NoSuchProcess:
                 continue
     return found

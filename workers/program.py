@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -101,5 +102,6 @@ def run(
     if pool == "prefork":
         for library in _SHARED:  # imported once, before the children are forked, who share the memory
             importlib.import_module(library)
+        gc.freeze()  # the collector of a child would write to what it goes through, and so copy it
     worker.start()
     return int(worker.exitcode or 0)
