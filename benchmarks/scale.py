@@ -35,7 +35,18 @@ from pgvector import Vector
 from and_platform import db
 from and_platform.config import Settings
 from and_platform.embedded import EmbeddedServer
-from and_platform.schema import Clip, Concept, ConceptSet, Dataset, Encoder, Layer, Network, ProbingSet, ProbingSetClip
+from and_platform.schema import (
+    Clip,
+    Concept,
+    ConceptSet,
+    Dataset,
+    Encoder,
+    Layer,
+    Network,
+    ProbingSet,
+    ProbingSetClip,
+    Recording,
+)
 from and_platform.services import activations, embed, match, provenance, record, storage
 from and_platform.services.provenance import RecipePlan
 from and_platform.services.texts import text_ids
@@ -125,23 +136,22 @@ def measure(engine: sa.Engine, options: argparse.Namespace, n_neurons: int, n_cl
     }  # fmt: skip
 
     rng = np.random.default_rng(0)
-    noise = {layer.id: rng.normal(size=(activations.BLOCK, layer.n_units)).astype(np.float16) for layer in layers}
-    blocks = range(-(-n_clips // activations.BLOCK))
+    with db.reading(engine) as session:
+        blocks = activations.blocks_of(session, recording_id)
+    noise = {layer.id: rng.normal(size=(blocks.size, layer.n_units)).astype(np.float16) for layer in layers}
     with step(engine, row, "land", each=True) as timed:
-        for block in blocks:
-            n = activations.block_bounds(block, n_clips)[1]
+        for block in range(len(blocks)):
+            n = blocks.bounds(block)[1]
             # Other values in each block, without drawing 10^9 numbers.
             values = {key: np.roll(of_layer, 7 * block, axis=0)[:n] for key, of_layer in noise.items()}
             with timed(), db.transaction(engine) as session:
-                activations.land(session, recording_id, block, n_clips, values)
+                activations.land(session, recording_id, block, values)
             del values
-            last = (block + 1) * activations.BLOCK
-            if last % activations.STRETCH == 0 or last >= n_clips:  # as recording does: what has landed is folded soon
+            if blocks.ends_stretch(block):  # as recording does: what has landed is folded soon
                 if "landed" not in row:
                     row["landed"] = relation(engine, "activation_blocks", recording_id)
-                part = activations.stretches(n_clips)[(last - 1) // activations.STRETCH]
                 with step(engine, row, "fold"):
-                    record.fold_stretch(engine, recording_id, layers, part.index, n_clips)
+                    record.fold_stretch(engine, recording_id, layers, blocks.stretch(block), n_clips)
     del noise
     with step(engine, row, "complete"):
         for layer in layers:
@@ -229,7 +239,9 @@ def prepare(
             [{"probing_set_id": probing.id, "position": i, "clip_id": clip} for i, clip in enumerate(clips)],
         )
         recorded = RecipePlan("record", name, "0", {})
-        return layers, probing, recorded, record.ensure_recording(session, network.id, probing.id, recorded)
+        recording_id = record.ensure_recording(session, network.id, probing.id, recorded)
+        session.get_one(Recording, recording_id).block_clips = activations.BLOCK  # as on a GPU
+        return layers, probing, recorded, recording_id
 
 
 def scores(engine: sa.Engine, name: str, probing: ProbingSet, n_concepts: int) -> tuple[int, match.ScorePlan]:

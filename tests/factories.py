@@ -158,7 +158,7 @@ def random_values(layers: Mapping[str, int], n_clips: int, seed: int = 0) -> dic
 def begin_recording(session: Session, network: Network, probing: ProbingSet) -> Recording:
     """A recording with its partitions, and nothing in it."""
     row = Recording(
-        network_id=network.id, probing_set_id=probing.id,
+        network_id=network.id, probing_set_id=probing.id, block_clips=activations.BLOCK,
         recipe_id=recipe(session, "record", network=network.revision, probing_set=probing.sha256, number=next(_numbers)),
     )  # fmt: skip
     session.add(row)
@@ -172,10 +172,11 @@ def land(
 ) -> None:
     """Land blocks (default: all) of layers; values [units, clips] by layer id."""
     half = {layer: np.asarray(value, np.float16) for layer, value in values.items()}
-    for block in range(-(-n_clips // activations.BLOCK)) if blocks is None else blocks:
-        first, n = activations.block_bounds(block, n_clips)
+    cut = activations.Blocks(recording.block_clips, n_clips)
+    for block in range(len(cut)) if blocks is None else blocks:
+        first, n = cut.bounds(block)
         part = {layer: np.ascontiguousarray(value[:, first : first + n].T) for layer, value in half.items()}
-        activations.land(session, recording.id, block, n_clips, part)
+        activations.land(session, recording.id, block, part)
 
 
 def recording(

@@ -80,6 +80,11 @@ class Recording(Base):
     recipe_id: Mapped[int] = mapped_column(
         sa.BigInteger, sa.ForeignKey("recipes.id"), unique=True, comment="Revision, pooling and probing set."
     )
+    block_clips: Mapped[int] = mapped_column(
+        sa.Integer,
+        sa.CheckConstraint("block_clips > 0", name="block_clips"),
+        comment="Clips that are recorded at a time.",
+    )
     created_at: Mapped[Timestamp] = mapped_column(comment="When it was begun.")
 
 

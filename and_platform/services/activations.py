@@ -1,7 +1,8 @@
 """Storing activations: blocks land, stretches are folded, and whole layers are read back.
 
-A block is 250 clips of a layer, the unit of resumption. A stretch is 2,000 clips, the most that a page holds of a
-`halfvec` or of a float32 `vector` kept inline. 250 divides 2,000, so a stretch is eight whole blocks.
+A block is some clips of a layer, the unit of resumption: 250 on a GPU, 25 on a CPU, the same throughout a recording. A
+stretch is 2,000 clips, the most that a page holds of a `halfvec` or of a float32 `vector` kept inline. A stretch is whole
+blocks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from and_platform import db
+from and_platform.config import settings
 from and_platform.core.exemplars import (
     EXEMPLARS_KEPT,
     ExemplarAccumulator,
@@ -27,11 +29,16 @@ from and_platform.core.exemplars import (
 )
 from and_platform.core.similarity import cos_cubed
 from and_platform.errors import IncompleteError, NotFoundError
-from and_platform.schema import ActivationBlock, Layer, Neuron, RecordedLayer, Recording
+from and_platform.schema import ActivationBlock, Layer, Neuron, ProbingSet, RecordedLayer, Recording
 from and_platform.services import locks
 from and_platform.services.online import online, owner_if_other
 
 BLOCK = 250
+"""Clips of a block on a GPU."""
+SLOW_BLOCK = 25
+"""On a CPU, where a network of published size takes a second or two for a clip."""
+LEAST_BLOCK = 10
+"""However small units of work are to be: each block is a transaction, and a row for each layer."""
 STRETCH = 2000
 _TILE_CELLS = 1 << 24
 
@@ -55,9 +62,9 @@ class Stretch:
     first: int
     n_clips: int
 
-    @property
-    def blocks(self) -> range:
-        return range(self.first // BLOCK, (self.first + self.n_clips + BLOCK - 1) // BLOCK)
+    def blocks(self, size: int) -> range:
+        """The blocks of `size` clips that it consists of."""
+        return range(self.first // size, (self.first + self.n_clips + size - 1) // size)
 
 
 def stretches(n_clips: int) -> list[Stretch]:
@@ -65,10 +72,44 @@ def stretches(n_clips: int) -> list[Stretch]:
     return [Stretch(i, first, min(STRETCH, n_clips - first)) for i, first in enumerate(range(0, n_clips, STRETCH))]
 
 
-def block_bounds(block: int, n_clips: int) -> tuple[int, int]:
-    """First position and number of clips of a block."""
-    first = block * BLOCK
-    return first, min(BLOCK, n_clips - first)
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a recording: `size` clips each of `n_clips`, the last one what is left."""
+
+    size: int
+    n_clips: int
+
+    def __len__(self) -> int:
+        return -(-self.n_clips // self.size)
+
+    def bounds(self, block: int) -> tuple[int, int]:
+        """First position and number of clips."""
+        first = block * self.size
+        return first, min(self.size, self.n_clips - first)
+
+    def stretch(self, block: int) -> int:
+        """The stretch that it is part of."""
+        return block * self.size // STRETCH
+
+    def ends_stretch(self, block: int) -> bool:
+        """Whether it is the last one of its stretch."""
+        return block + 1 == len(self) or self.stretch(block + 1) != self.stretch(block)
+
+
+def block_size(device: str) -> int:
+    """Clips of a block of a new recording that this device begins: a divisor of `STRETCH`.
+
+    It is a unit of work, which is to take less than a minute, times `ANDP_UNIT_SIZE`.
+    """
+    usual = min(BLOCK, SLOW_BLOCK) if device == "cpu" else BLOCK
+    wanted = max(min(LEAST_BLOCK, BLOCK), round(usual * settings().unit_size))
+    return max(size for size in range(1, STRETCH + 1) if STRETCH % size == 0 and size <= wanted)
+
+
+def blocks_of(session: Session, recording_id: int) -> Blocks:
+    """How a recording is cut into blocks."""
+    recording = session.get_one(Recording, recording_id)
+    return Blocks(recording.block_clips, session.get_one(ProbingSet, recording.probing_set_id).n_clips)
 
 
 def make_partitions(session: Session, recording_id: int) -> None:
@@ -217,7 +258,7 @@ def _join(session: Session, recording_id: int, part: str) -> None:
 # ---------------------------------------------------------------------- landing and folding
 
 
-def land(session: Session, recording_id: int, block: int, n_clips: int, values: dict[int, Half]) -> None:
+def land(session: Session, recording_id: int, block: int, values: dict[int, Half]) -> None:
     """Store one block of several layers; layers that were folded meanwhile, or landed already, are passed over.
 
     Parameters
@@ -228,7 +269,7 @@ def land(session: Session, recording_id: int, block: int, n_clips: int, values: 
     # A block that has landed already is there, or is folded: folding takes it away and puts it in place in one moment,
     # and `missing_layers` looks in this order.
     _join(session, recording_id, f"block {block}")
-    first, n = block_bounds(block, n_clips)
+    first, n = blocks_of(session, recording_id).bounds(block)
     wanted = set(values) & missing_layers(session, recording_id, block, list(values))
     db.copy_rows(
         session,
@@ -257,7 +298,8 @@ def missing_layers(session: Session, recording_id: int, block: int, layer_ids: l
             ActivationBlock.layer_id.in_(layer_ids),
         )
     )
-    return set(layer_ids) - set(landed) - folded_layers(session, recording_id, block * BLOCK // STRETCH, layer_ids)
+    stretch = blocks_of(session, recording_id).stretch(block)
+    return set(layer_ids) - set(landed) - folded_layers(session, recording_id, stretch, layer_ids)
 
 
 def folded_layers(session: Session, recording_id: int, stretch: int, layer_ids: list[int]) -> set[int]:
@@ -284,13 +326,14 @@ def fold(session: Session, recording_id: int, layer: Layer, stretch: Stretch) ->
     _join(session, recording_id, f"layer {layer.id}")
     if folded_layers(session, recording_id, stretch.index, [layer.id]):
         return False
+    blocks = stretch.blocks(blocks_of(session, recording_id).size)
     of_stretch = (
         ActivationBlock.recording_id == recording_id,
         ActivationBlock.layer_id == layer.id,
-        ActivationBlock.block.in_(stretch.blocks),
+        ActivationBlock.block.in_(blocks),
     )
     landed = session.scalars(sa.select(ActivationBlock.block).where(*of_stretch).order_by(ActivationBlock.block)).all()
-    if len(landed) < len(stretch.blocks):
+    if len(landed) < len(blocks):
         return False
     values = np.empty((stretch.n_clips, layer.n_units), "<f2")
     filled = 0

@@ -264,11 +264,10 @@ def _missing_clips(session: Session, plan: Plan) -> int:
     layers = [layer.id for layer in plan.layers if layer.id not in done]
     if not layers:
         return 0
-    n = plan.probing.n_clips
-    blocks = range((n + activations.BLOCK - 1) // activations.BLOCK)
+    blocks = activations.blocks_of(session, recording)
     return sum(
-        activations.block_bounds(block, n)[1]
-        for block in blocks
+        blocks.bounds(block)[1]
+        for block in range(len(blocks))
         if activations.missing_layers(session, recording, block, layers)
     )
 

@@ -32,7 +32,7 @@ from and_platform.schema import (
     Recording,
 )
 from and_platform.schema import Clip as ClipRow
-from and_platform.services import activations, datasets, networks, provenance
+from and_platform.services import activations, datasets, devices, networks, provenance
 from and_platform.services.online import owner_if_other
 from and_platform.services.progress import SILENT, Advance, Progress
 from and_platform.services.provenance import RecipePlan
@@ -145,7 +145,7 @@ def record(
                     f"the data set '{dataset}' has no usable clips; see: andp failures --dataset {dataset}"
                 )
             recipe = plan(network, loaded, dataset, probing, pooling)
-            recording_id = ensure_recording(session, network.id, probing.id, recipe)
+            recording_id = ensure_recording(session, network.id, probing.id, recipe, like=copied_from)
             if copied_from is not None and copied_from != recording_id:
                 _take_over(session, copied_from, recording_id)
                 abandoned = copied_from if drop_abandoned(session, copied_from) else None
@@ -164,16 +164,20 @@ def record(
         return report
 
 
-def ensure_recording(session: Session, network_id: int, probing_set_id: int, recipe: RecipePlan) -> int:
-    """The recording of this recipe, made with its partitions where it is new."""
+def ensure_recording(
+    session: Session, network_id: int, probing_set_id: int, recipe: RecipePlan, like: int | None = None
+) -> int:
+    """The recording of this recipe, made with its partitions where it is new, in blocks as those of recording `like`."""
     recipe_id = provenance.recipe_id(session, recipe)
     find = sa.select(Recording.id).where(Recording.recipe_id == recipe_id)
     there = session.scalars(find).one_or_none()
     if there is not None:
         return there
+    old = session.get(Recording, like) if like is not None else None
+    block_clips = old.block_clips if old else activations.block_size(devices.device())
     made = session.scalars(
         insert(Recording)
-        .values(network_id=network_id, probing_set_id=probing_set_id, recipe_id=recipe_id)
+        .values(network_id=network_id, probing_set_id=probing_set_id, recipe_id=recipe_id, block_clips=block_clips)
         .on_conflict_do_nothing(index_elements=["recipe_id"])
         .returning(Recording.id)
     ).one_or_none()
@@ -209,24 +213,24 @@ def _record(
         missing = [spec for spec in specs if by_name[spec.name].id not in done]
         report.layers_reused = len(specs) - len(missing)
         work: dict[int, list[LayerSpec]] = {}
-        for block in range((n_clips + activations.BLOCK - 1) // activations.BLOCK if missing else 0):
+        blocks = activations.blocks_of(session, recording_id)
+        for block in range(len(blocks) if missing else 0):
             ids = [by_name[spec.name].id for spec in missing]
             lacking = activations.missing_layers(session, recording_id, block, ids)
             work[block] = [spec for spec in missing if by_name[spec.name].id in lacking]
 
     if any(work.values()):
         _check_files(members, dataset)
-    total = sum(activations.block_bounds(block, n_clips)[1] for block, todo in work.items() if todo)
+    total = sum(blocks.bounds(block)[1] for block, todo in work.items() if todo)
     with progress.stage("record activations", total, "clips") as advance:
         for block, todo in work.items():
             if todo:
-                first, n = activations.block_bounds(block, n_clips)
-                _land(engine, loaded, recording_id, by_name, todo, members[first : first + n], block, n_clips, advance)
+                first, n = blocks.bounds(block)
+                _land(engine, loaded, recording_id, by_name, todo, members[first : first + n], block, advance)
                 report.blocks_computed += 1
-            last = (block + 1) * activations.BLOCK
-            if last % activations.STRETCH == 0 or last >= n_clips:
-                stretch = (last - 1) // activations.STRETCH
-                fold_stretch(engine, recording_id, [by_name[spec.name] for spec in missing], stretch, n_clips)
+            if blocks.ends_stretch(block):
+                layers = [by_name[spec.name] for spec in missing]
+                fold_stretch(engine, recording_id, layers, blocks.stretch(block), n_clips)
     with progress.stage("exemplars and statistics", len(missing), "layers") as advance:
         for spec in missing:
             complete_layers(engine, recording_id, [by_name[spec.name]], {spec.name: spec.pooling}, n_clips)
@@ -245,15 +249,14 @@ def _land(
     specs: Sequence[LayerSpec],
     members: Sequence[_Member],
     block: int,
-    n_clips: int,
     advance: Advance,
     mark: Mark | None = None,
 ) -> None:
-    """Compute one block of some layers and store it; `members` are its clips, `n_clips` is how many the probing set has."""
+    """Compute one block of some layers and store it; `members` are its clips."""
     values = _compute(loaded, specs, members, advance, mark)
     with db.transaction(engine) as session:
         landed = {by_name[name].id: value for name, value in values.items()}
-        activations.land(session, recording_id, block, n_clips, landed)
+        activations.land(session, recording_id, block, landed)
 
 
 def record_block(
@@ -288,8 +291,7 @@ def record_block(
         recording = session.get(Recording, recording_id)
         if recording is None:  # another command met a clip that cannot be read, and gave it up
             return 0, ["the recording was given up for one without clips that cannot be read"]
-        n_clips = session.get_one(ProbingSet, recording.probing_set_id).n_clips
-        first, n = activations.block_bounds(block, n_clips)
+        first, n = activations.blocks_of(session, recording_id).bounds(block)
         members = _members(session, recording.probing_set_id, first, n)
         by_name = {layer.name: layer for layer in networks.layers(session, network)}
         ids = [by_name[name].id for name in layers]
@@ -301,7 +303,7 @@ def record_block(
         with db.reading(engine) as session:  # whether the data set has moved is told by all of its files
             _check_files(_members(session, recording.probing_set_id), dataset)
     try:
-        _land(engine, loaded, recording_id, by_name, specs, members, block, n_clips, lambda _n: None, mark)
+        _land(engine, loaded, recording_id, by_name, specs, members, block, lambda _n: None, mark)
     except _ClipsFailedError as exc:
         _keep_failures(engine, dataset, exc.failures, run_id)
         return 0, [member.key for member, _ in exc.failures]
@@ -318,7 +320,7 @@ def restart(
     with db.transaction(engine) as session:
         probing = datasets.snapshot(session, datasets.find(session, dataset).id)
         recording_id = ensure_recording(
-            session, network.id, probing.id, plan(network, loaded, dataset, probing, pooling)
+            session, network.id, probing.id, plan(network, loaded, dataset, probing, pooling), like=old
         )
         if recording_id == old:
             return old
@@ -383,11 +385,10 @@ def _compute(
     mark: Mark | None,
 ) -> dict[str, activations.Half]:
     from and_platform.backends.networks.record import record_batches
-    from and_platform.services.devices import device
 
     parts: dict[str, list[activations.Half]] = {spec.name: [] for spec in specs}
     clips = _watched(members, loaded.rate, mark) if mark else _decoded(members, loaded.rate)
-    for batch in record_batches(loaded, specs, clips, device=device(), batch_size=settings().batch_size):
+    for batch in record_batches(loaded, specs, clips, device=devices.device(), batch_size=settings().batch_size):
         for name, values in batch.items():
             parts[name].append(values)
         advance(len(next(iter(batch.values()))))
@@ -484,7 +485,9 @@ def _copy_values(session: Session, source: int, target: int, first_changed: int)
         sa.text(
             f"INSERT INTO activation_blocks (recording_id, {', '.join(columns)})"
             f" SELECT :target, {', '.join(columns)} FROM activation_blocks"
-            " WHERE recording_id = :source AND first_clip + n_clips <= :changed ON CONFLICT DO NOTHING"
+            " WHERE recording_id = :source AND first_clip + n_clips <= :changed"
+            " AND (SELECT count(DISTINCT block_clips) FROM recordings WHERE id IN (:source, :target)) = 1"
+            " ON CONFLICT DO NOTHING"
         ),
         {"target": target, "source": source, "changed": first_changed},
     )

@@ -261,9 +261,9 @@ def _folded_blocks(session: Session, recording_id: int | None) -> int:
             " EXISTS (SELECT FROM recorded_layers r WHERE r.recording_id = b.recording_id AND r.layer_id = b.layer_id)"
             " OR EXISTS (SELECT FROM neurons n JOIN activations a ON a.neuron_id = n.id"
             "  WHERE n.layer_id = b.layer_id AND n.unit = 0 AND a.recording_id = b.recording_id"
-            "  AND a.stretch = b.block * :block / :stretch))"
+            "  AND a.stretch = b.first_clip / :stretch))"
         ).bindparams(sa.bindparam("recording", recording_id, sa.BigInteger)),
-        {"block": activations.BLOCK, "stretch": activations.STRETCH},
+        {"stretch": activations.STRETCH},
     )
     return int(getattr(result, "rowcount", 0))
 

@@ -12,12 +12,13 @@ import sqlalchemy as sa
 import torch
 
 from and_platform import db
+from and_platform.config import Settings
 from and_platform.core.exemplars import EXEMPLARS_KEPT, exemplars, statistics
 from and_platform.core.similarity import SIMILARITIES
 from and_platform.errors import AndpError, DatabaseError, IncompleteError
 from and_platform.schema import ActivationBlock, Layer, Network, ProbingSet, RecordedLayer, Recording
 from and_platform.services import activations, datasets, record
-from and_platform.services.activations import Stretch, stretches
+from and_platform.services.activations import Blocks, Stretch, stretches
 from and_platform.services.provenance import RecipePlan
 from tests import factories
 
@@ -62,10 +63,27 @@ def test_stretches_cover_all_clips(n_clips: int, expected: list[Stretch]) -> Non
 
 
 def test_a_stretch_is_whole_blocks() -> None:
-    assert [list(part.blocks) for part in stretches(4500)] == [list(range(8)), list(range(8, 16)), [16, 17]]
-    assert activations.block_bounds(17, 4500) == (4250, 250)
-    assert activations.block_bounds(17, 4251) == (4250, 1)
-    assert activations.STRETCH % activations.BLOCK == 0
+    assert [list(part.blocks(250)) for part in stretches(4500)] == [list(range(8)), list(range(8, 16)), [16, 17]]
+    assert [len(part.blocks(25)) for part in stretches(4501)] == [80, 80, 21]
+    blocks = Blocks(250, 4251)
+    assert len(blocks) == 18 and [blocks.bounds(i) for i in (0, 17)] == [(0, 250), (4250, 1)]
+    assert [blocks.stretch(i) for i in (0, 7, 8, 16, 17)] == [0, 0, 1, 2, 2]
+    assert [i for i in range(18) if blocks.ends_stretch(i)] == [7, 15, 17]
+
+
+@pytest.mark.parametrize(
+    ("device", "unit_size", "expected"),
+    [
+        ("cuda", 1, 250), ("cuda:1", 0.5, 125), ("mps", 2, 500), ("cuda", 100, 2000), ("cuda", 0.3, 50), ("cuda", 0.001, 10),
+        ("cpu", 1, 25), ("cpu", 2, 50), ("cpu", 10, 250), ("cpu", 0.5, 10), ("cpu", 0.01, 10),
+    ],
+)  # fmt: skip
+def test_a_block_is_a_unit_of_work(
+    monkeypatch: pytest.MonkeyPatch, device: str, unit_size: float, expected: int
+) -> None:
+    monkeypatch.setattr(activations, "settings", lambda: Settings(unit_size=unit_size))
+    assert activations.block_size(device) == expected
+    assert activations.STRETCH % expected == 0
 
 
 # ---------------------------------------------------------------------- round trip

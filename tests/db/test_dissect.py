@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from and_platform import api, db
 from and_platform.errors import BackendError, ConfigError, IncompleteError, InputError, NotFoundError
@@ -375,6 +376,38 @@ def test_a_clip_that_fails_late_costs_one_block(
     whole, paths, _ = andp_.activations("tiny", "head", dataset="tones")
     kept = [path != "noise/noise-2.wav" for path in paths]
     assert left.astype("float32") == pytest.approx(whole[:, kept].astype("float32"), abs=2e-3)
+
+
+def test_a_recording_is_gone_on_with_in_the_blocks_it_was_begun_in(
+    andp_: api.Platform, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun on a CPU, killed, gone on with on a GPU; and taken over when a clip cannot be read."""
+    from and_platform.services import record
+
+    monkeypatch.setattr(activations, "BLOCK", 3)
+    monkeypatch.setattr(activations, "STRETCH", 12)
+    tiny.sounds(tmp_path / "moving", 4)
+    andp_.ingest(tmp_path / "moving", processes=1)
+    with db.reading(engine) as session:
+        network = networks.find(session, "tiny")
+    loaded, land, landed = networks.load(network), activations.land, []
+
+    def killed(session: Session, recording_id: int, block: int, values: dict[int, activations.Half]) -> None:
+        if block == 2:
+            raise KeyboardInterrupt
+        land(session, recording_id, block, values)
+        landed.append((block, {len(of_layer) for of_layer in values.values()}))
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(activations, "land", killed)
+        record.record(engine, network, loaded, "moving", layers=["head"])
+    assert landed == [(0, {3}), (1, {3})]
+    monkeypatch.setattr(activations, "BLOCK", 6)
+    (tmp_path / "moving" / "noise" / "noise-2.wav").unlink()  # in the last block
+    report = record.record(engine, network, loaded, "moving", layers=["head"])
+    assert report.blocks_computed == 1 and report.failed_clips == ["noise/noise-2.wav"]
+    assert [row.block_clips for row in rows(engine, "SELECT block_clips FROM recordings")] == [3]
+    assert record.record(engine, network, loaded, "tones", layers=["head"]).blocks_computed == 2
 
 
 def test_nothing_is_made_of_captions_that_are_still_to_come(andp_: api.Platform, engine: sa.Engine) -> None:

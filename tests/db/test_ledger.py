@@ -465,7 +465,8 @@ def _in_block(engine: sa.Engine, unit: Unit, clip_id: int) -> bool:
             ),
             {"recording": unit.payload["recording"], "clip": clip_id},
         ).all()
-    return any(position // activations.BLOCK == unit.payload["block"] for position in positions)
+        blocks = activations.blocks_of(session, unit.payload["recording"])
+    return any(position // blocks.size == unit.payload["block"] for position in positions)
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["known which", "not known which"])

@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -92,6 +92,7 @@ def test_drops_beside_others_end_nobody_and_keep_nobody_waiting(wide: sa.Engine,
     over = threading.Event()
     waited = [0.0]
     made = dropped = 0
+    recorders: list[Future[int]] = []
 
     def recorder(thread: int) -> int:
         n = 0
@@ -122,7 +123,7 @@ def test_drops_beside_others_end_nobody_and_keep_nobody_waiting(wide: sa.Engine,
 
     def dropper() -> int:
         n = 0
-        while not over.is_set() or done:
+        while done or not all(future.done() for future in recorders):
             if done:
                 assert record.drop(wide, done.pop()) > 0
                 n += 1
@@ -144,7 +145,7 @@ def test_drops_beside_others_end_nobody_and_keep_nobody_waiting(wide: sa.Engine,
 
     with ThreadPoolExecutor(8) as pool:
         try:
-            recorders = [pool.submit(recorder, i) for i in range(3)]
+            recorders += [pool.submit(recorder, i) for i in range(3)]
             others = [pool.submit(reader), pool.submit(watcher)]
             droppers = [pool.submit(dropper) for _ in range(2)]
             time.sleep(8)

@@ -16,7 +16,8 @@ from sqlalchemy.engine import URL
 from and_platform import db
 from and_platform.config import Settings
 from and_platform.errors import SchemaVersionError
-from and_platform.schema import Base
+from and_platform.schema import Base, Recording
+from and_platform.services import activations, datasets
 from tests import factories
 
 OURS = "n.nspname = 'public' AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.objid = o.oid AND x.deptype = 'e')"
@@ -97,6 +98,34 @@ def test_downgrade_takes_data_and_partitions_away(engine: sa.Engine) -> None:
         factories.world(session)
     db.downgrade(engine, "base")
     assert [name for _, name in objects(engine) if str(name).startswith(db.RUNTIME_PREFIX)] == []
+
+
+def test_what_was_recorded_before_blocks_had_a_size_is_gone_on_with(engine: sa.Engine) -> None:
+    values = factories.random_values({"b00.ff_in": 3, "head": 2}, 300)
+    with db.transaction(engine) as session:
+        network = factories.network(session, layers={"b00.ff_in": 3, "head": 2})
+        probing = datasets.snapshot(session, factories.dataset(session, n_clips=300).id)
+        recording = factories.begin_recording(session, network, probing)
+        layer = factories.layers_of(session, network)["head"]
+        factories.land(session, recording, {layer.id: values["head"]}, 300, blocks=[0])
+        number = recording.id
+    db.downgrade(engine, "0008")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO runs (command, arguments, versions, machine, outcome) VALUES ('dissect', '{}', '{}', '{}', 'running');"
+            " INSERT INTO run_steps (run_id, step, ordinal, stage, queue, unit)"
+            " SELECT id, 'record', 1, 'record', 'gpu', 'clips' FROM runs;"
+            " INSERT INTO work_units (run_id, step, queue, key, payload, size, state)"
+            " SELECT id, 'record', 'gpu', 'a key', '{\"block\": 9}', 250, 'waiting' FROM runs"
+        )
+    db.upgrade(engine)
+    assert rows(engine, "SELECT payload ->> 'stretch' FROM work_units") == [("1",)]
+    with db.transaction(engine) as session:
+        recording = session.get_one(Recording, number)
+        assert recording.block_clips == 250
+        assert activations.missing_layers(session, number, 0, [layer.id]) == set()
+        factories.land(session, recording, {layer.id: values["head"]}, 300, blocks=[1])
+        assert activations.fold(session, number, layer, activations.stretches(300)[0])
 
 
 def test_check_passes_over_what_was_made_at_run_time(engine: sa.Engine) -> None:

@@ -173,7 +173,7 @@ def _onward(station: Station, found: Unit, ended: Sequence[tuple[int, str]]) -> 
         if step != "record":
             continue
         with db.reading(station.engine) as session:
-            full = steps.stretch_over(session, run_id, int(found.payload["block"]))
+            full = steps.stretch_over(session, run_id, int(found.payload["stretch"]))
         if full:
             station.messenger.advance(run_id)
 

@@ -158,16 +158,22 @@ def _unrecorded(session: Session, settled: Settled) -> list[Layer]:
 
 
 def _record(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit]:
-    layers, n_clips, units = _unrecorded(session, settled), settled.plan.probing.n_clips, []
+    layers, units = _unrecorded(session, settled), []
     by_id = {layer.id: layer.name for layer in layers}
-    for block in range(-(-n_clips // activations.BLOCK) if layers else 0):
+    blocks = activations.blocks_of(session, settled.recording_id)
+    for block in range(len(blocks) if layers else 0):
         lacking = sorted(activations.missing_layers(session, settled.recording_id, block, list(by_id)))
         if lacking:
             units.append(
                 NewUnit(
                     f"record:{settled.recording_id}:{block}:{hash_of(lacking)}",
-                    {"recording": settled.recording_id, "block": block, "layers": [by_id[layer] for layer in lacking]},
-                    activations.block_bounds(block, n_clips)[1],
+                    {
+                        "recording": settled.recording_id,
+                        "block": block,
+                        "stretch": blocks.stretch(block),
+                        "layers": [by_id[layer] for layer in lacking],
+                    },
+                    blocks.bounds(block)[1],
                 )
             )
     return units
@@ -176,10 +182,10 @@ def _record(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUn
 def _fold(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit]:
     """Those stretches of which no block is missing any more; the others come when the step is asked again."""
     layers = _unrecorded(session, settled)
-    open_blocks = set(
+    recorded_at = set(
         session.scalars(
             sa.text(
-                "SELECT CAST(payload ->> 'block' AS int) FROM work_units WHERE run_id = :run AND step = 'record'"
+                "SELECT DISTINCT CAST(payload ->> 'stretch' AS int) FROM work_units WHERE run_id = :run AND step = 'record'"
                 " AND state IN ('waiting', 'sent', 'running', 'failed')"
             ),
             {"run": settled.run_id},
@@ -187,7 +193,7 @@ def _fold(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit
     )
     units = []
     for part in activations.stretches(settled.plan.probing.n_clips):
-        if open_blocks & set(part.blocks):
+        if part.index in recorded_at:
             continue
         done = activations.folded_layers(
             session, settled.recording_id, part.index, [layer.id for layer in layers]
@@ -463,15 +469,13 @@ _MISSING: dict[str, Callable[[Session, sa.Engine, Settled], list[NewUnit]]] = {
 }
 
 
-def stretch_over(session: Session, run_id: int, block: int) -> bool:
-    """Whether no block of the stretch of this one is still to be recorded: it can be folded."""
-    per_stretch = activations.STRETCH // activations.BLOCK
-    first = block // per_stretch * per_stretch
+def stretch_over(session: Session, run_id: int, stretch: int) -> bool:
+    """Whether no block of a stretch is still to be recorded: it can be folded."""
     return not session.scalar(
         sa.text(
             "SELECT EXISTS (SELECT FROM work_units WHERE run_id = :run AND step = 'record'"
             " AND state IN ('waiting', 'sent', 'running')"
-            " AND CAST(payload ->> 'block' AS int) BETWEEN :first AND :last)"
+            " AND CAST(payload ->> 'stretch' AS int) = :stretch)"
         ),
-        {"run": run_id, "first": first, "last": first + per_stretch - 1},
+        {"run": run_id, "stretch": stretch},
     )
