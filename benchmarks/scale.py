@@ -45,7 +45,6 @@ from and_platform.schema import (
     Network,
     ProbingSet,
     ProbingSetClip,
-    Recording,
 )
 from and_platform.services import activations, embed, match, provenance, record, storage
 from and_platform.services.provenance import RecipePlan
@@ -239,9 +238,7 @@ def prepare(
             [{"probing_set_id": probing.id, "position": i, "clip_id": clip} for i, clip in enumerate(clips)],
         )
         recorded = RecipePlan("record", name, "0", {})
-        recording_id = record.ensure_recording(session, network.id, probing.id, recorded)
-        session.get_one(Recording, recording_id).block_clips = activations.BLOCK  # as on a GPU
-        return layers, probing, recorded, recording_id
+        return layers, probing, recorded, record.ensure_recording(session, network.id, probing.id, recorded)
 
 
 def scores(engine: sa.Engine, name: str, probing: ProbingSet, n_concepts: int) -> tuple[int, match.ScorePlan]:

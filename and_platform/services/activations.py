@@ -1,7 +1,7 @@
 """Storing activations: blocks land, stretches are folded, and whole layers are read back.
 
-A block is some clips of a layer, the unit of resumption: 250 on a GPU, 25 on a CPU, the same throughout a recording. A
-stretch is 2,000 clips, the most that a page holds of a `halfvec` or of a float32 `vector` kept inline. A stretch is whole
+A block is some clips of a layer, the unit of resumption: 250, or fewer where workers without a GPU have begun a recording.
+A stretch is 2,000 clips, the most that a page holds of a `halfvec` or of a float32 `vector` kept inline. A stretch is whole
 blocks.
 """
 
@@ -34,9 +34,9 @@ from and_platform.services import locks
 from and_platform.services.online import online, owner_if_other
 
 BLOCK = 250
-"""Clips of a block on a GPU."""
+"""Clips of a block."""
 SLOW_BLOCK = 25
-"""On a CPU, where a network of published size takes a second or two for a clip."""
+"""The same for workers on a CPU, where a network of published size takes a second or two for a clip."""
 LEAST_BLOCK = 10
 """However small units of work are to be: each block is a transaction, and a row for each layer."""
 STRETCH = 2000
@@ -97,9 +97,9 @@ class Blocks:
 
 
 def block_size(device: str) -> int:
-    """Clips of a block of a new recording that this device begins: a divisor of `STRETCH`.
+    """Clips of a block where a worker with this device begins a recording: a divisor of `STRETCH`.
 
-    It is a unit of work, which is to take less than a minute, times `ANDP_UNIT_SIZE`.
+    There a block is a unit of work, which is to take less than a minute, times `ANDP_UNIT_SIZE`.
     """
     usual = min(BLOCK, SLOW_BLOCK) if device == "cpu" else BLOCK
     wanted = max(min(LEAST_BLOCK, BLOCK), round(usual * settings().unit_size))

@@ -165,16 +165,30 @@ def record(
 
 
 def ensure_recording(
-    session: Session, network_id: int, probing_set_id: int, recipe: RecipePlan, like: int | None = None
+    session: Session,
+    network_id: int,
+    probing_set_id: int,
+    recipe: RecipePlan,
+    *,
+    block_clips: int | None = None,
+    like: int | None = None,
 ) -> int:
-    """The recording of this recipe, made with its partitions where it is new, in blocks as those of recording `like`."""
+    """The recording of this recipe, made with its partitions where it is new.
+
+    Parameters
+    ----------
+    block_clips
+        Clips of a block of a new one; default: 250.
+    like
+        A recording whose blocks a new one shares, if it is still there.
+    """
     recipe_id = provenance.recipe_id(session, recipe)
     find = sa.select(Recording.id).where(Recording.recipe_id == recipe_id)
     there = session.scalars(find).one_or_none()
     if there is not None:
         return there
     old = session.get(Recording, like) if like is not None else None
-    block_clips = old.block_clips if old else activations.block_size(devices.device())
+    block_clips = old.block_clips if old else block_clips or activations.BLOCK
     made = session.scalars(
         insert(Recording)
         .values(network_id=network_id, probing_set_id=probing_set_id, recipe_id=recipe_id, block_clips=block_clips)

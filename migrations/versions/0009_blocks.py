@@ -1,6 +1,6 @@
 """A recording says how many clips it records at a time.
 
-Why: 250 clips of a network of published size take a second on a GPU and several minutes on a CPU, where a unit of work
+Why: 250 clips of a network of published size take seconds on a GPU and several minutes on a CPU, where a unit of work
 should take less than one. Units of recording now name their stretch, which no longer follows from the number of a block.
 """
 

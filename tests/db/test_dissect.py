@@ -381,7 +381,7 @@ def test_a_clip_that_fails_late_costs_one_block(
 def test_a_recording_is_gone_on_with_in_the_blocks_it_was_begun_in(
     andp_: api.Platform, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Begun on a CPU, killed, gone on with on a GPU; and taken over when a clip cannot be read."""
+    """Begun with others, and killed; and taken over when a clip cannot be read."""
     from and_platform.services import record
 
     monkeypatch.setattr(activations, "BLOCK", 3)

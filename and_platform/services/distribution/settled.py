@@ -13,7 +13,7 @@ from and_platform.backends.base import TextEncoder
 from and_platform.core.similarity import SIMILARITIES
 from and_platform.errors import IncompleteError
 from and_platform.schema import ConceptSet, Dataset, Layer, Network, ProbingSet, Run
-from and_platform.services import embed, extract, provenance, record, summarise
+from and_platform.services import activations, devices, embed, extract, provenance, record, summarise
 from and_platform.services.dissect import Options, Plan, Tools
 from and_platform.services.distribution import stored
 from and_platform.services.match import ScorePlan
@@ -47,7 +47,9 @@ class Settled:
 
 def save(session: Session, run_id: int, plan: Plan, options: Options, tools: Tools, poolings: Mapping[str, str]) -> int:
     """Make the rows of a plan, and write down in the run which they are; returns the id of the recording."""
-    recording_id = record.ensure_recording(session, plan.network.id, plan.probing.id, plan.record)
+    recording_id = record.ensure_recording(
+        session, plan.network.id, plan.probing.id, plan.record, block_clips=activations.block_size(devices.device())
+    )
     for encoder in (*(score.encoder for score in plan.scores.values()), tools.sentence_encoder):
         embed.ensure_encoder(session, encoder)
     content: dict[str, Any] = {
