@@ -89,7 +89,7 @@ def summarise(
         counts = near.view(-1, width, k, width // k).any(dim=3).sum(dim=2).masked_fill(~there, 0)
         needed = _needed(counts.amax(dim=1), min_support)
         # The mean cosine decides between equal counts only: it adds less than one half.
-        rank = counts + (agreement.double() + 1) / 4
+        rank = counts + (agreement + 1) / 4
         open_ = there & (counts >= needed[:, None])
         for _ in range(max_points):
             rows = open_.any(dim=1).nonzero()[:, 0]
@@ -124,7 +124,8 @@ def _agreement(
     near = (near | (ids[:, :, None] == ids[:, None, :])) & pairs
     best = cosine.masked_fill(~pairs, -torch.inf).view(*ids.shape, k, -1).amax(dim=3)
     present = torch.isfinite(best)
-    mean = best.masked_fill(~present, 0).sum(dim=2) / present.sum(dim=2).clamp(min=1)
+    # In float64 the sum does not depend on the order of the captions: ties are ties.
+    mean = best.double().masked_fill(~present, 0).sum(dim=2) / present.sum(dim=2).clamp(min=1)
     return near, mean.round_(decimals=COSINE_DECIMALS)
 
 

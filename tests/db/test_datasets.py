@@ -45,7 +45,9 @@ def record(engine: sa.Engine, probing_set_id: int) -> None:
         recipe = Recipe(stage="record", backend="b", revision="r", params={}, sha256="x")
         session.add_all([network, recipe])
         session.flush()
-        session.add(Recording(network_id=network.id, probing_set_id=probing_set_id, recipe_id=recipe.id))
+        session.add(
+            Recording(network_id=network.id, probing_set_id=probing_set_id, recipe_id=recipe.id, block_clips=250)
+        )
 
 
 def members(engine: sa.Engine, probing_set_id: int) -> list[tuple[int, str]]:

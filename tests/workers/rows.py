@@ -75,10 +75,10 @@ KEYS: dict[str, tuple[str, ...]] = {
 """Table -> the columns that say which row it is. What is missing here is no result: runs, units, workers."""
 
 _BESIDES = {
-    "id", "created_at", "completed_at", "finished_at", "happened_at", "resolved_at", "retired_at", "run_id", "root",
-    "location", "origin", "scope", "reason", "detail",
+    "id", "block_clips", "created_at", "completed_at", "finished_at", "happened_at", "resolved_at", "retired_at", "run_id",
+    "root", "location", "origin", "scope", "reason", "detail",
 }  # fmt: skip
-"""Columns that say when, where and by whom."""
+"""Columns that say when, where, by whom and in which portions."""
 
 _REFERS = {
     **{f"{table[:-1]}_id": table for table in KEYS if table.endswith("s")},
