@@ -17,6 +17,7 @@ try:
     from kombu import pools
     from kombu.entity import Queue
     from kombu.exceptions import OperationalError
+    from kombu.transport import TRANSPORT_ALIASES
 except ImportError as exc:
     raise MissingExtraError("celery", "workers") from exc
 
@@ -26,6 +27,8 @@ CONFIRM_SECONDS = 10.0
 KINDS = {
     "pgmq": "pgmq", "amqp": "rabbitmq", "amqps": "rabbitmq", "pyamqp": "rabbitmq", "redis": "redis", "rediss": "redis"
 }  # fmt: skip
+
+TRANSPORT_ALIASES |= {"pgmq": "workers.pgmq:Transport"} | dict.fromkeys(("redis", "rediss"), "workers.redis:Transport")
 
 
 def kind(config: Settings) -> str:
@@ -77,7 +80,6 @@ def configuration(queues: Sequence[str] = QUEUES) -> dict[str, Any]:
             url, options = _given(config), {**_REDIS, "visibility_timeout": max(timeouts.values())}
     return {
         "broker_url": url,
-        "broker_transport": "workers.pgmq:Transport" if which == "pgmq" else None,
         "broker_transport_options": options,
         # Reconnect for ever; a channel that the broker has closed (RabbitMQ's consumer_timeout) counts as a lost connection.
         "broker_connection_retry_on_startup": True,

@@ -19,6 +19,7 @@ from and_platform import db
 from and_platform.config import Settings
 from and_platform.errors import ConfigError, DatabaseError, MissingExtraError
 from workers.queues import QUEUES, broker_name
+from workers.settling import Settling
 
 SCHEME = "pgmq://"
 IDLE_S, BUSY_S = 0.2, 0.01
@@ -26,8 +27,19 @@ _CARRIED = ("host", "port", "dbname", "user", "password")
 _LOCK = 0x414E4451  # any constant, the same in all workers: one of them makes the schema
 
 
+class Channel(Settling, kombu_pgmq.Channel):
+    """Kombu's channel, which reads on although it could not acknowledge."""
+
+    def mend(self) -> None:
+        pool = self.pgmq.pool
+        assert pool is not None
+        pool.check()
+
+
 class Transport(kombu_pgmq.Transport):
     """Kombu's transport, which looks for messages at one interval; ours is short where looking costs nothing."""
+
+    Channel = Channel
 
     @property
     def polling_interval(self) -> float:  # type: ignore[override]

@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL
 
 from and_platform.config import Settings, settings
 from and_platform.errors import BrokerError, BrokerUnreachableError, ConfigError, MissingExtraError
+from tests.conftest import _admin
 from tests.workers.servers import RabbitMQ, Redis, Server, free_port
 
 pytest.importorskip("celery", reason="the extra 'workers' is not installed")
@@ -176,10 +177,41 @@ def test_a_broker_that_dies_comes_back_with_its_messages(bench: Bench) -> None:
     bench.server.restart()
 
     bench.wait(lambda: "end long" in bench.lines())  # it was not cancelled
-    bench.send("cpu", "after")  # the client reconnects
-    bench.wait(lambda: "end after" in bench.lines())  # and the worker
+    bench.send("cpu", "after", 1.0)  # the client reconnects
+    bench.wait(lambda: "begin after" in bench.lines())  # and the worker
+    bench.server.kill()
+    bench.wait(lambda: "end after" in bench.lines())  # nobody takes its acknowledgement
+    time.sleep(0.5)
+    bench.server.start()
+    bench.send("cpu", "last")
+    bench.wait(lambda: "end last" in bench.lines())
     assert brokers.depths()["gpu"] == 1
-    assert bench.lines().count("begin after") == 1
+    assert bench.lines().count("begin last") == 1
+
+
+@pytest.mark.parametrize("bench", ["pgmq"], indirect=True)
+def test_a_queue_in_a_database_that_failed_over_is_read_on(bench: Bench, engine: sa.Engine, server_url: URL) -> None:
+    """A worker none of whose units can be acknowledged, for its connections broke while they ran, takes others all the same."""
+    bench.environment["ANDP_SILENT_AFTER"] = "600"  # no pulse that asks the broker, too, and would find out first
+    bench.worker("--queues", "cpu", "--concurrency", "2")
+    database = engine.url.database
+    cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s AND application_name = ''"
+    for number in range(6):  # Kombu looks at its connections every two seconds: they are to break between two looks
+        texts = {f"{number}a", f"{number}b"}
+        for text in texts:
+            bench.send("cpu", text, 0.5)
+        bench.wait(lambda texts=texts: {f"begin {text}" for text in texts} <= set(bench.lines()))  # type: ignore[misc]
+        away = number % 3 == 2
+        with _admin(server_url) as outside:
+            if away:
+                outside.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+            assert outside.execute(cut, [database]).fetchone() != (0,)
+            bench.wait(lambda texts=texts: {f"end {text}" for text in texts} <= set(bench.lines()))  # type: ignore[misc]
+            if away:
+                time.sleep(0.5)
+                outside.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+        drop_connections()  # this process's own, which it has cut, too
+    bench.wait(lambda: bench.taken() == 0 and not any(brokers.depths().values()))
 
 
 def test_a_misspelt_queue_is_refused_where_it_is_sent(bench: Bench) -> None:
