@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import threading
 import zlib
 from collections.abc import Iterator
@@ -174,6 +175,49 @@ def test_the_method_tab(
     here.dissect("tiny", dataset="tones", **both)
     assert shop.dissect(**both)["outcome"] == "ok"
     assert_same(content(shop.engine), content(engine))
+
+
+def other_weights(checkpoint: Path) -> None:
+    """Train a checkpoint on, as it were: its files are the same, its weights are not."""
+    from safetensors.torch import load_file, save_file
+
+    file = checkpoint / "model.safetensors"
+    save_file({name: (w * 1.5 if w.is_floating_point() else w) for name, w in load_file(file).items()}, file)
+
+
+def test_weights_that_change_between_two_runs(
+    here: api.Platform,
+    engine: sa.Engine,
+    shop: Workshop,
+    clap_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that keeps a model loaded does not take it for what is in its files by now."""
+    monkeypatch.setenv("ANDP_UNIT_SIZE", "1")
+    settings.cache_clear()
+    clap = Path(shutil.copytree(clap_dir, tmp_path / "clap"))
+    given = {"audio_encoder": f"clap:{clap}", "text_encoder": f"clap:{clap}", "layers": ["head"]}
+    for change in (lambda _: None, other_weights):
+        change(clap)
+        here.dissect("tiny", dataset="tones", **given)
+        assert shop.dissect(**given)["outcome"] == "ok"
+    # Untrained weights hardly tell concepts apart: which one is nearest is left to the last digit.
+    assert_same(content(shop.engine), content(engine), leaving_out=("concept_matches",))
+    assert rows(engine, "SELECT count(DISTINCT id) FROM encoders WHERE name = 'clap'") == [(2,)]
+
+
+def test_weights_that_change_in_a_run(shop: Workshop, clap_dir: Path, tmp_path: Path) -> None:
+    clap = Path(shutil.copytree(clap_dir, tmp_path / "clap"))
+    run_id = shop.start(audio_encoder=f"clap:{clap}", layers=["head"])
+    shop.deliver(shop.next())  # the plan
+    other_weights(clap)
+    shop.work(run_id)
+    ended = shop.outcome(run_id)
+    assert ended["outcome"] == "failed"
+    assert "the encoder 'clap' of the method tab is not what the run was planned with" in ended["error"]
+    assert not rows(shop.engine, "SELECT FROM clip_embeddings")
+    assert set(shop.failures) >= {("encode_sounds", "ConfigError")}
 
 
 def test_an_llm(here: api.Platform, engine: sa.Engine, shop: Workshop, llm: LLMServer) -> None:

@@ -8,17 +8,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from and_platform.backends import registry
-from and_platform.backends.base import Captioner, Releasable
+from and_platform.backends.base import LLM, Captioner, Releasable, Tagger, TextEncoder
+from and_platform.errors import ConfigError
 from and_platform.schema import Network
-from and_platform.services import networks
+from and_platform.services import embed, extract, generate, networks
 from and_platform.services.dissect import Options, Tools
+from and_platform.services.distribution import stored
+from and_platform.services.distribution.settled import Settled
+from and_platform.services.provenance import RecipePlan
 
 if TYPE_CHECKING:
     from and_platform.backends.networks.base import LoadedNetwork
 
+T = TypeVar("T")
 Loaded = Callable[[str, float], None]
 """Is told what was loaded, and how many seconds that took."""
 
@@ -84,8 +89,39 @@ class Models:
         return found
 
     def tools(self, options: Options) -> Tools:
-        """The encoders, the LLM and the tagger of a dissection."""
+        """The encoders, the LLM and the tagger of a dissection, as their files are or were when they were loaded."""
         return _Kept(options, self)
+
+    def tools_of(self, known: Settled) -> Tools:
+        """Those that a run was planned with.
+
+        Raises
+        ------
+        ConfigError
+            When it is used: one of them is another by now, or on this machine.
+        """
+        return _Planned(known, self)
+
+    def as_planned(self, name: str, get: Callable[[], T], plan: Callable[[T], RecipePlan], planned: RecipePlan) -> T:
+        """What `get` gives, if `plan` makes of it the recipe that was planned.
+
+        One that is kept from before its files changed is loaded anew.
+
+        Raises
+        ------
+        ConfigError
+            It is another.
+        """
+        found = get()
+        if plan(found).sha256 != planned.sha256:
+            self.clear()
+            found = get()
+            if plan(found).sha256 != planned.sha256:
+                raise ConfigError(
+                    f"{name} is not what the run was planned with: what it consists of has changed since, or is not the same on "
+                    "this machine; put it right and try again (andp runs retry), or cancel this run and begin again"
+                )
+        return found
 
 
 class _Kept(Tools):
@@ -98,3 +134,35 @@ class _Kept(Tools):
     def _get(self, role: str, spec: str, **keywords: Any) -> Any:
         key = (role, spec, repr(sorted(keywords.items())))
         return self._models.get(key, lambda: registry.create(role, spec, **keywords))
+
+
+class _Planned(Tools):
+    """Tools that are those that a run was planned with."""
+
+    def __init__(self, known: Settled, models: Models) -> None:
+        super().__init__(known.options)
+        self._known, self._models = known, models
+        self._now = models.tools(known.options)
+
+    @property
+    def sentence_encoder(self) -> TextEncoder:
+        name = f"the sentence encoder '{self._options.sentence_encoder}'"
+        return self._models.as_planned(
+            name, lambda: self._now.sentence_encoder, embed.plan, self._known.sentence_encoder
+        )
+
+    def scoring_encoder(self, method: str) -> TextEncoder:
+        planned = stored.parent_of(self._known.plan.scores[method].recipe, "encode")
+        name = f"the encoder '{planned.backend}' of the method {method}"
+        return self._models.as_planned(name, lambda: self._now.scoring_encoder(method), embed.plan, planned)
+
+    @property
+    def llm(self) -> LLM:
+        planned = self._known.llm
+        assert planned is not None
+        return self._models.as_planned(f"the LLM '{self._options.llm}'", lambda: self._now.llm, generate.plan, planned)
+
+    @property
+    def tagger(self) -> Tagger:
+        name = f"the tagger '{self._options.tagger}'"
+        return self._models.as_planned(name, lambda: self._now.tagger, extract.plan_tags, self._known.plan.tag)

@@ -31,6 +31,12 @@ class Settled:
     poolings: dict[str, str]
     """Layer name -> its pooling."""
     dataset: str
+    sentence_encoder: RecipePlan
+
+    @property
+    def llm(self) -> RecipePlan | None:
+        """The LLM that it asks, if any."""
+        return llm_in(self.plan.recipes().values())
 
     def of(self, layer_ids: list[int]) -> Plan:
         """The plan for some of its layers."""
@@ -97,7 +103,8 @@ def load(engine: sa.Engine, session: Session, run: Run) -> Settled:
         recipes["judge"], stored.StoredMaker(recipes["caption"]),
     )  # fmt: skip
     dataset = session.get_one(Dataset, probing.dataset_id).name
-    return Settled(run.id, options, plan, told["recording"], dict(told["poolings"]), dataset)
+    encode = stored.load_recipe(session, told["encode"], known)
+    return Settled(run.id, options, plan, told["recording"], dict(told["poolings"]), dataset, encode)
 
 
 def _score(session: Session, method: str, recipe: RecipePlan) -> ScorePlan:
@@ -106,12 +113,16 @@ def _score(session: Session, method: str, recipe: RecipePlan) -> ScorePlan:
     return ScorePlan(method, encoder, recipe, captions)
 
 
+def llm_in(recipes: Iterable[RecipePlan]) -> RecipePlan | None:
+    """The LLM that some recipes ask; None where none is asked."""
+    return next((parent for recipe in recipes for parent in recipe.parents if parent.stage == "generate"), None)
+
+
 def llm_of(
     engine: sa.Engine, recipes: Iterable[RecipePlan], *, structured: bool = False
 ) -> stored.StoredAnswers | None:
     """The LLM that some recipes ask, as its answers know it; None where none is asked."""
-    answers = (parent for recipe in recipes for parent in recipe.parents if parent.stage == "generate")
-    found = next(answers, None)
+    found = llm_in(recipes)
     return None if found is None else stored.StoredAnswers(engine, found, structured=structured)
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from and_platform import db
 from and_platform.backends.base import TextAudioEncoder, TextEncoder
 from and_platform.config import settings
-from and_platform.errors import ConfigError, IncompleteError
+from and_platform.errors import IncompleteError
 from and_platform.schema import Caption, Clip, ClipEmbedding, Layer, ProbingSet, Recording, Run
 from and_platform.services import (
     activations,
@@ -65,7 +65,13 @@ class _Bench:
     def layers(self) -> list[Layer]:
         return self.known.of(self.payload["layers"]).layers
 
+    @property
+    def tools(self) -> dissect.Tools:
+        """The models of the run."""
+        return self.models.tools_of(self.known)
+
     def stored(self) -> StoredTools:
+        """The models of the run as their rows know them."""
         with db.reading(self.engine) as session:
             return StoredTools(self.engine, session, self.run, self.known.options)
 
@@ -197,13 +203,13 @@ def _exemplars(bench: _Bench) -> Done:
 
 def _caption(bench: _Bench) -> Done:
     options, probing = bench.known.options, bench.known.plan.probing
-    model = bench.models.captioner(options) if caption.needs_model(options.captioner) else None
-    maker = caption.maker(bench.engine, probing, options.captioner, options.captioner_options, model)
-    if caption.plan(maker).sha256 != bench.known.plan.captioned.sha256:
-        raise ConfigError(
-            f"the captioner '{options.captioner}' is not the one that the run was planned with: its weights, or the captions "
-            "that the data set brings, have changed; cancel this run and begin again"
-        )
+
+    def make() -> caption.CaptionMaker:
+        model = bench.models.captioner(options) if caption.needs_model(options.captioner) else None
+        return caption.maker(bench.engine, probing, options.captioner, options.captioner_options, model)
+
+    name, planned = f"the captioner '{options.captioner}'", bench.known.plan.captioned
+    maker = bench.models.as_planned(name, make, caption.plan, planned)
     written = caption.caption(
         bench.engine, probing, maker, run_id=bench.unit.run_id, clips=bench.payload["clips"], mark=bench.mark
     )
@@ -211,8 +217,8 @@ def _caption(bench: _Bench) -> Done:
 
 
 def _encoder(bench: _Bench) -> TextEncoder:
-    which, tools = bench.payload.get("encoder", "sentence"), bench.models.tools(bench.known.options)
-    return tools.sentence_encoder if which == "sentence" else tools.scoring_encoder(which)
+    which = bench.payload.get("encoder", "sentence")
+    return bench.tools.sentence_encoder if which == "sentence" else bench.tools.scoring_encoder(which)
 
 
 def _encode(bench: _Bench) -> Done:
@@ -221,7 +227,7 @@ def _encode(bench: _Bench) -> Done:
 
 
 def _encode_sounds(bench: _Bench) -> Done:
-    encoder = bench.models.tools(bench.known.options).scoring_encoder("tab")
+    encoder = bench.tools.scoring_encoder("tab")
     assert isinstance(encoder, TextAudioEncoder)
     heard = match.embed_sounds(
         bench.engine, bench.known.plan.probing, encoder, bench.payload["encoder_id"], clips=bench.payload["clips"],
@@ -248,7 +254,7 @@ def _match(bench: _Bench) -> Done:
 
 
 def _ask_summaries(bench: _Bench) -> Done:
-    llm = Heard(bench.models.tools(bench.known.options).llm)
+    llm = Heard(bench.tools.llm)
     job = bench.known.job([bench.payload["layer"]])
     first, end = bench.payload["units"]
     summarise.ask(bench.engine, summarise.Generative(llm), job, job.layers[0], (first, end))
@@ -256,7 +262,7 @@ def _ask_summaries(bench: _Bench) -> Done:
 
 
 def _ask_concepts(bench: _Bench) -> Done:
-    llm = Heard(bench.models.tools(bench.known.options).llm)
+    llm = Heard(bench.tools.llm)
     plan = bench.known.of([bench.payload["layer"]])
     with db.transaction(bench.engine) as session:
         calibrate_id = provenance.recipe_id(session, plan.calibrate)
@@ -291,7 +297,7 @@ def _calibrate(bench: _Bench) -> Done:
 def _pick(bench: _Bench) -> Done:
     known = bench.known
     icl.pick(
-        bench.engine, bench.stored().llm, bench.models.tools(known.options).sentence_encoder, known.recording_id,
+        bench.engine, bench.stored().llm, bench.tools.sentence_encoder, known.recording_id,
         known.plan.concepts, bench.layers, known.plan.calibrate, run_id=bench.unit.run_id,
     )  # fmt: skip
     return Done({"neurons": bench.unit.size})
@@ -308,12 +314,12 @@ def _tag(bench: _Bench) -> Done:
             {"ids": bench.payload["texts"], "recipe": recipe_id},
         ).all()
     texts = [(int(row.id), str(row.text)) for row in rows]
-    extract.tag(bench.engine, bench.models.tools(bench.known.options).tagger, recipe_id, texts)
+    extract.tag(bench.engine, bench.tools.tagger, recipe_id, texts)
     return Done({"texts": len(texts)})
 
 
 def _judge(bench: _Bench) -> Done:
-    tools = bench.models.tools(bench.known.options)
+    tools = bench.tools
     with db.transaction(bench.engine) as session:
         judge_id = provenance.recipe_id(session, bench.known.plan.judge)
         rows = session.execute(
