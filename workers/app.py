@@ -28,6 +28,7 @@ KINDS = {
     "pgmq": "pgmq", "amqp": "rabbitmq", "amqps": "rabbitmq", "pyamqp": "rabbitmq", "redis": "redis", "rediss": "redis"
 }  # fmt: skip
 
+# By scheme and not by `broker_transport`, which would take precedence over the scheme, and so the TLS from rediss://.
 TRANSPORT_ALIASES |= {"pgmq": "workers.pgmq:Transport"} | dict.fromkeys(("redis", "rediss"), "workers.redis:Transport")
 
 
