@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw it (.svg, .png, .pdf)")
     parser.add_argument("--results", type=Path, help="write the samples (JSON)")
     options = parser.parse_args()
+    from workers.app import drop_connections
+
     with Cluster(BROKERS[options.broker](), SETTINGS) as cluster:
         prepare(cluster, options.clients)
         for _ in range(2):
@@ -68,6 +70,7 @@ def main() -> None:
             "SELECT count(*), coalesce(sum(greatest(attempts - 1, 0)), 0)::int FROM work_units"
         )
         cluster.stop_workers()
+        drop_connections()  # this process's own to pgmq, by which it has asked for the messages
         time.sleep(1)
         left = connections(cluster)
     verdict = judge(samples)
@@ -143,7 +146,7 @@ class Client(threading.Thread):
     def _andp(self, *arguments: str) -> None:
         done = self.cluster.run(*arguments, check=False, seconds=900)
         if done.returncode:
-            self.errors.append(f"{' '.join(arguments)}: {done.stderr.strip()[-400:]}")
+            self.errors.append(f"{' '.join(arguments)}: status {done.returncode}: {done.stderr.strip()[-2000:]}")
             print(self.errors[-1], file=sys.stderr, flush=True)
 
 

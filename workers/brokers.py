@@ -19,7 +19,8 @@ from and_platform.errors import AndpError
 from and_platform.schema import WorkUnit
 from and_platform.services.distribution import workers
 from workers import pgmq
-from workers.app import UNACKED, app, kind, reached, settle
+from workers.app import UNACKED, app, drop_connections, kind, reached, settle
+from workers.messages import MESSENGER, CeleryMessenger
 from workers.queues import QUEUES, broker_name, visibility_timeouts
 
 if TYPE_CHECKING:
@@ -71,6 +72,22 @@ def configure(config: Settings, queues: Sequence[str] = QUEUES) -> None:
         connection.ensure_connection(max_retries=1)
         for queue in app.amqp.queues.values():
             queue.bind(connection.default_channel).declare()  # one that is there, but of another kind, is refused here
+
+
+@contextmanager
+def sending(config: Settings) -> Iterator[CeleryMessenger]:
+    """Somebody who sends, and goes: a client that watches a run for hours needs no connection to the broker for it.
+
+    Raises
+    ------
+    ConfigError, MissingExtraError, DatabaseError, BrokerUnreachableError
+        As `configure`.
+    """
+    configure(config)
+    try:
+        yield MESSENGER
+    finally:
+        drop_connections()
 
 
 def depths(application: Celery = app) -> dict[str, int]:

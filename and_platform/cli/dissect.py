@@ -187,12 +187,10 @@ def _distribute(
     """Have workers do it; what they need is in the database, and a path on this machine means the same on theirs."""
     from and_platform.cli.runs import follow
     from workers import brokers, tracing
-    from workers.messages import MESSENGER
 
-    brokers.configure(settings())
-    with tracing.span("dissect", network=network):
+    with brokers.sending(settings()) as messenger, tracing.span("dissect", network=network):
         run_id, there = runs.start(engine, network, runs.absolute(settled))
-        ledger.top_up(engine, run_id, MESSENGER, window=settings().queue_window)
+        ledger.top_up(engine, run_id, messenger, window=settings().queue_window)
     told = "is at it already" if there else "begins"
     messages().print(f"run {run_id} {told}; to watch it from anywhere: andp runs watch {run_id}", markup=False)
     if detach:

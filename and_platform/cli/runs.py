@@ -194,11 +194,10 @@ def retry(ctx: click.Context, run_id: int, detach: bool) -> None:
       andp runs retry 12
     """
     from workers import brokers
-    from workers.messages import MESSENGER
 
     engine = db.connect(tell=bars(ctx).note)
-    brokers.configure(settings())
-    back = service.retry(engine, run_id, MESSENGER, window=settings().queue_window)
+    with brokers.sending(settings()) as messenger:
+        back = service.retry(engine, run_id, messenger, window=settings().queue_window)
     messages().print(f"run {run_id} goes on; {back:,} units are tried again")
     if not detach:
         follow(ctx, engine, run_id)

@@ -214,6 +214,20 @@ def test_a_queue_in_a_database_that_failed_over_is_read_on(bench: Bench, engine:
     bench.wait(lambda: bench.taken() == 0 and not any(brokers.depths().values()))
 
 
+@pytest.mark.parametrize("bench", ["pgmq"], indirect=True)
+def test_who_has_sent_holds_no_connection(bench: Bench, engine: sa.Engine) -> None:
+    def connections() -> int:
+        with engine.connect() as connection:
+            asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = ''"
+            return int(connection.scalar(sa.text(asked)) or 0)
+
+    with brokers.sending(settings()) as messenger:
+        messenger.unit("cpu", 1)
+        assert connections() > 0
+    bench.wait(lambda: connections() == 0, 10)
+    assert brokers.depths()["cpu"] == 1
+
+
 def test_a_misspelt_queue_is_refused_where_it_is_sent(bench: Bench) -> None:
     from tests.workers.probe import nothing
 
