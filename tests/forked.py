@@ -48,7 +48,7 @@ def run(
         It took longer than `timeout` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder, name) for name in ("in", "out", "err")]
+        streams = [Path(folder, name) for name in ("in", "out", "err", "status")]
         streams[0].write_text(given)
         process = _context.Process(target=_command, args=(arguments, environment, streams, before))
         process.start()
@@ -57,8 +57,9 @@ def run(
             process.kill()
             process.join()
             raise subprocess.TimeoutExpired(["andp", *arguments], timeout)
-        out, err = (stream.read_text() for stream in streams[1:])
-        return subprocess.CompletedProcess(["andp", *arguments], process.exitcode, out, err)
+        out, err, status = (stream.read_text() if stream.exists() else "" for stream in streams[1:])
+        # Where another thread starts a process, multiprocessing may take a status twice, and then makes it 255.
+        return subprocess.CompletedProcess(["andp", *arguments], int(status or process.exitcode), out, err)
 
 
 def _command(
@@ -71,7 +72,7 @@ def _command(
         os.chdir(ROOT)
         # Distributions that a test has made, such as those with backends.
         sys.path[1:1] = [folder for folder in environment["PYTHONPATH"].split(os.pathsep) if folder]
-        for number, (stream, mode) in enumerate(zip(streams, ("r", "w", "w"), strict=True)):
+        for number, (stream, mode) in enumerate(zip(streams[:3], ("r", "w", "w"), strict=True)):
             opened = os.open(stream, os.O_RDONLY if mode == "r" else os.O_WRONLY | os.O_CREAT)
             os.dup2(opened, number)
             os.close(opened)
@@ -96,4 +97,5 @@ def _command(
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
+        streams[3].write_text(str(status))
         os._exit(status)
