@@ -201,12 +201,19 @@ def _distribute(
     if as_json:
         print_json({"run": run_id, "dissection": found["dissection_id"], "counts": found["counts"]})
         return
+    print_outcome(engine, run_id, found)
+
+
+def print_outcome(engine: sa.Engine, run_id: int, found: dict[str, Any]) -> None:
+    """What workers have done of a run, and where to look next. `found`: how it ended (`runs.outcome`)."""
     messages().print(f"run {run_id} is done", markup=False)
-    if found["dissection_id"] is not None:
-        _print_layers(engine, found["dissection_id"])
-        if found["counts"].get("open_failures"):
-            messages().print(f"{found['counts']['open_failures']} units failed; see: andp failures")
-        _print_next(engine, network, found["dissection_id"])
+    if found["dissection_id"] is None:
+        return
+    _print_remarks(found["counts"])
+    _print_layers(engine, found["dissection_id"])
+    if found["counts"].get("open_failures"):
+        messages().print(f"{found['counts']['open_failures']} units failed; see: andp failures")
+    _print_next(engine, found["arguments"]["network"], found["dissection_id"])
 
 
 def print_report(engine: Any, network: str, report: DissectReport) -> None:
@@ -221,26 +228,9 @@ def print_report(engine: Any, network: str, report: DissectReport) -> None:
         elif reused:
             told = f"{reused:,} {stage.unit} reused"
         out.print(f"  {stage.stage:<12}{told:<40}{stage.seconds:>7.1f} s", markup=False)
-    if report.llm:
-        out.print(
-            f"  the LLM has given {report.llm.answers:,} answers so far: {report.llm.prompt_tokens:,} tokens read, "
-            f"{report.llm.completion_tokens:,} written",
-            markup=False,
-        )
-    captioned, naming = report.captions
-    if naming:
-        out.print(
-            f"  {naming:,} of {captioned:,} captions contain the name of the clip's class: matches with class names are "
-            "partly circular for them (captions.names_label)",
-            markup=False,
-        )
-    for cut in report.cut:
-        if cut.n_cut or (cut.what == "captions" and cut.max_tokens and cut.n_texts):
-            out.print(
-                f"  {cut.n_cut:,} of {cut.n_texts:,} {cut.what} were longer than the {cut.max_tokens} tokens that "
-                f"{cut.encoder} reads and were cut",
-                markup=False,
-            )
+    _print_remarks(
+        {**service.remarks(report.captions, report.cut), **({"llm": report.llm._asdict()} if report.llm else {})}
+    )
     _print_layers(engine, report.dissection_id)
     if report.failed_clips:
         messages().print(
@@ -249,6 +239,32 @@ def print_report(engine: Any, network: str, report: DissectReport) -> None:
     if report.open_failures:
         messages().print(f"{report.open_failures} units failed; see: andp failures. The same command tries them again.")
     _print_next(engine, network, report.dissection_id)
+
+
+def _print_remarks(counts: dict[str, Any]) -> None:
+    """What a run's counts tell that its reader should know: what the LLM was asked, what is circular, what was cut."""
+    out = console()
+    if llm := counts.get("llm"):
+        out.print(
+            f"  the LLM has given {llm['answers']:,} answers so far: {llm['prompt_tokens']:,} tokens read, "
+            f"{llm['completion_tokens']:,} written",
+            markup=False,
+        )
+    captions = counts.get("captions", {"naming": 0})
+    if captions["naming"]:
+        out.print(
+            f"  {captions['naming']:,} of {captions['clips']:,} captions contain the name of the clip's class: matches "
+            "with class names are partly circular for them (captions.names_label)",
+            markup=False,
+        )
+    for cut in counts.get("cut_texts", []):
+        if cut["n_cut"] or (cut["what"] == "captions" and cut["max_tokens"] and cut["n_texts"]):
+            window = f"the {cut['max_tokens']} tokens that" if cut["max_tokens"] else "what"
+            out.print(
+                f"  {cut['n_cut']:,} of {cut['n_texts']:,} {cut['what']} were longer than {window} {cut['encoder']} reads "
+                "and were cut",
+                markup=False,
+            )
 
 
 def _print_layers(engine: sa.Engine, dissection: int) -> None:

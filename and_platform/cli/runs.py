@@ -113,7 +113,14 @@ def watch(ctx: click.Context, run_id: int) -> None:
     Example:
       andp runs watch 12
     """
-    follow(ctx, db.connect(tell=bars(ctx).note), run_id)
+    _to_the_end(ctx, db.connect(tell=bars(ctx).note), run_id)
+
+
+def _to_the_end(ctx: click.Context, engine: sa.Engine, run_id: int) -> None:
+    """Follow a run, and tell what it came to, as the command that began it does."""
+    from and_platform.cli.dissect import print_outcome
+
+    print_outcome(engine, run_id, follow(ctx, engine, run_id))
 
 
 def follow(ctx: click.Context, engine: sa.Engine, run_id: int) -> dict[str, Any]:
@@ -200,4 +207,4 @@ def retry(ctx: click.Context, run_id: int, detach: bool) -> None:
         back = service.retry(engine, run_id, messenger, window=settings().queue_window)
     messages().print(f"run {run_id} goes on; {back:,} units are tried again")
     if not detach:
-        follow(ctx, engine, run_id)
+        _to_the_end(ctx, engine, run_id)

@@ -445,8 +445,7 @@ def dissect(
     if "caption" not in wanted:
         refuse_uncaptioned(engine, plan, wanted)
     with db.reading(engine) as session:
-        caption_id = provenance.find_recipe(session, plan.captioned)
-        captions = caption.caption_overview(session, plan.probing.id, caption_id) if caption_id else (0, 0)
+        captions = captioned_clips(session, plan)
     for report in reports:
         if report.stage == "caption":
             report.total = captions[0]  # clips that have none to be had are not reused
@@ -484,7 +483,11 @@ def dissect(
         run.counts.update(stage_counts(plan, reports, doers(network_name, options)))
         if usage:
             run.counts["llm"] = usage._asdict()
-    cut = _cut_texts(engine, plan, tools)
+    with db.reading(engine) as session:
+        encoded = encoded_texts(session, plan, tools.sentence_encoder)
+    cut = [embed.cut_texts(engine, encoder, texts, what) for what, encoder, texts in encoded]
+    if run:
+        run.counts.update(remarks(captions, cut))
     return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, usage, cut)
 
 
@@ -542,27 +545,42 @@ def _embed(engine: sa.Engine, plan: Plan, tools: Tools, progress: Progress) -> i
     return embed.embed_summaries(engine, tools.sentence_encoder, recipe_id, plan.layers, progress)
 
 
-def _cut_texts(engine: sa.Engine, plan: Plan, tools: Tools) -> list[embed.CutTexts]:
-    """What the encoders have cut: of captions and concepts those that score, of points the encoder of sentences."""
-    with db.reading(engine) as session:
-        captions = session.scalars(
-            sa.select(Caption.text_id)
-            .join(ProbingSetClip, ProbingSetClip.clip_id == Caption.clip_id)
-            .where(
-                ProbingSetClip.probing_set_id == plan.probing.id,
-                Caption.recipe_id == provenance.find_recipe(session, plan.captioned),
-            )
-        ).all()
-        names = session.scalars(sa.select(Concept.text_id).where(Concept.concept_set_id == plan.concepts.id)).all()
-        summaries = provenance.find_recipe(session, plan.summarise)
-        points = summarise.point_texts(session, summaries, [layer.id for layer in plan.layers]) if summaries else {}
-    counted = []
+def captioned_clips(session: Session, plan: Plan) -> tuple[int, int]:
+    """Clips with a caption, and how many of these captions name the clip's class."""
+    recipe_id = provenance.find_recipe(session, plan.captioned)
+    return caption.caption_overview(session, plan.probing.id, recipe_id) if recipe_id else (0, 0)
+
+
+def encoded_texts(
+    session: Session, plan: Plan, sentence_encoder: TextEncoder
+) -> list[tuple[str, TextEncoder, Sequence[int]]]:
+    """What is encoded, by what, and ids of the texts (which may repeat).
+
+    Captions and concepts by the encoders that score, points by the encoder of sentences.
+    """
+    captions = session.scalars(
+        sa.select(Caption.text_id)
+        .join(ProbingSetClip, ProbingSetClip.clip_id == Caption.clip_id)
+        .where(
+            ProbingSetClip.probing_set_id == plan.probing.id,
+            Caption.recipe_id == provenance.find_recipe(session, plan.captioned),
+        )
+    ).all()
+    names = session.scalars(sa.select(Concept.text_id).where(Concept.concept_set_id == plan.concepts.id)).all()
+    summaries = provenance.find_recipe(session, plan.summarise)
+    points = summarise.point_texts(session, summaries, [layer.id for layer in plan.layers]) if summaries else {}
+    found: list[tuple[str, TextEncoder, Sequence[int]]] = []
     for method, score in plan.scores.items():
         if method == "db":
-            counted.append(embed.cut_texts(engine, score.encoder, captions, "captions"))
-        counted.append(embed.cut_texts(engine, score.encoder, names, "concepts"))
-    counted.append(embed.cut_texts(engine, tools.sentence_encoder, list(points), "points"))
-    return counted
+            found.append(("captions", score.encoder, captions))
+        found.append(("concepts", score.encoder, names))
+    return [*found, ("points", sentence_encoder, list(points))]
+
+
+def remarks(captions: tuple[int, int], cut: Sequence[embed.CutTexts]) -> dict[str, Any]:
+    """What a run keeps of what its reader should know: captions that name the class, texts that were cut."""
+    captioned, naming = captions
+    return {"captions": {"clips": captioned, "naming": naming}, "cut_texts": [vars(told) for told in cut]}
 
 
 def ensure_dissection(session: Session, plan: Plan, options: Options, recording_id: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -232,39 +233,44 @@ def cut_texts(engine: sa.Engine, encoder: TextEncoder, text_ids: Sequence[int], 
     Vectors from before this was kept are caught up on: their texts are split into tokens, not embedded again.
     """
     with db.reading(engine) as session:
-        encoder_id = session.scalar(
-            sa.text("SELECT e.id FROM encoders e JOIN recipes r ON r.id = e.recipe_id WHERE r.sha256 = :sha256"),
-            {"sha256": plan(encoder).sha256},
-        )
-        known = {"ids": sorted(set(text_ids)), "encoder": encoder_id}
-        rows = session.execute(
-            sa.text(
-                "SELECT text_id, truncated FROM text_embeddings WHERE encoder_id = :encoder AND text_id = ANY (:ids)"
-            ),
-            known,
-        ).all()
-        cut = {row.text_id: row.truncated for row in rows}
+        encoder_id = _find_encoder(session, encoder)
         unknown = session.execute(
-            sa.text("SELECT id, text FROM texts WHERE id = ANY (:ids) ORDER BY id"),
-            {"ids": [text_id for text_id, told in cut.items() if told is None]},
+            sa.text(
+                "SELECT t.id, t.text FROM texts t JOIN text_embeddings e ON e.text_id = t.id"
+                " WHERE e.encoder_id = :encoder AND e.truncated IS NULL AND t.id = ANY (:ids) ORDER BY t.id"
+            ),
+            {"ids": sorted(set(text_ids)), "encoder": encoder_id},
         ).all()
     for start in range(0, len(unknown), _BATCH):
         batch = unknown[start : start + _BATCH]
-        found = dict(
-            zip([row.id for row in batch], _is_cut(encoder, [row.text for row in batch]).tolist(), strict=True)
-        )
-        cut.update(found)
+        ids, is_cut = [row.id for row in batch], _is_cut(encoder, [row.text for row in batch]).tolist()
         with db.transaction(engine) as session:
             session.execute(
                 sa.text(
                     "UPDATE text_embeddings SET truncated = text_id = ANY (:cut)"
                     " WHERE encoder_id = :encoder AND text_id = ANY (:ids)"
                 ),
-                {"cut": [key for key, is_cut in found.items() if is_cut], "ids": list(found), "encoder": encoder_id},
+                {"cut": list(itertools.compress(ids, is_cut)), "ids": ids, "encoder": encoder_id},
             )
-    window = encoder.max_tokens if isinstance(encoder, Windowed) else None
-    embedded = [cut[text_id] for text_id in text_ids if text_id in cut]
-    return CutTexts(what, encoder.recipe.name, window, len(embedded), sum(map(bool, embedded)))
+    with db.reading(engine) as session:
+        return count_cut(session, encoder, text_ids, what)
+
+
+def count_cut(session: Session, encoder: TextEncoder, text_ids: Sequence[int], what: str) -> CutTexts:
+    """As `cut_texts`, by rows alone: a text of which it is not known whether it was cut counts as read in full."""
+    n_texts, n_cut = session.execute(
+        sa.text(
+            "SELECT count(*), count(*) FILTER (WHERE e.truncated) FROM unnest(CAST(:ids AS bigint[])) AS given (id)"
+            " JOIN text_embeddings e ON e.text_id = given.id AND e.encoder_id = :encoder"
+        ),
+        {"ids": list(text_ids), "encoder": _find_encoder(session, encoder)},
+    ).one()
+    return CutTexts(what, encoder.recipe.name, getattr(encoder, "max_tokens", None), n_texts, n_cut)
+
+
+def _find_encoder(session: Session, encoder: TextEncoder) -> int | None:
+    recipe_id = provenance.find_recipe(session, plan(encoder))
+    return session.scalar(sa.select(Encoder.id).where(Encoder.recipe_id == recipe_id))
 
 
 def _is_cut(encoder: TextEncoder, texts: Sequence[str]) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from and_platform import api, db
 from and_platform.services.distribution import runs
 from tests import tiny
+from tests.checkpoints_encoders import TINY_CLIP, clip_state, write_clip
 from tests.conftest import ROOT
 from tests.distributed import Workshop
 
@@ -85,7 +86,8 @@ def test_detached_watched_and_listed(shop: Workshop, andp: Andp) -> None:
     assert {step["state"] for step in shown["steps"]} <= {"open", "waiting", "blocked"}, shown["steps"]
     shop.work(begun["run"])
     watched = andp("runs", "watch", number)
-    assert "record: done" in watched.stderr and "vectors: done" in watched.stderr and not watched.stdout
+    assert "record: done" in watched.stderr and "vectors: done" in watched.stderr
+    assert f"run {number} is done" in watched.stderr and "head" in watched.stdout
     shown = json.loads(andp("runs", "show", number, "--json").stdout)
     assert {step["state"] for step in shown["steps"]} == {"done"} and shown["reasons"] == []
     assert all(step["done"] == step["units"] and not step["failed"] for step in shown["steps"])
@@ -179,9 +181,10 @@ def _listed(shop: Workshop) -> list[dict[str, Any]]:
         return journal.runs(session, 10)
 
 
-def test_watching_to_the_end(shop: Workshop, begun: Callable[..., subprocess.Popen[str]]) -> None:
-    """The table of layers comes when it is done, and a run that is watched while it is cancelled ends the watching."""
-    process = begun(*DISSECT)
+def test_watching_to_the_end(shop: Workshop, begun: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """The report comes when it is done, and a run that is watched while it is cancelled ends the watching."""
+    write_clip(tmp_path / "clip", clip_state(**TINY_CLIP))
+    process = begun(*DISSECT, "--text-encoder", f"clip:{tmp_path / 'clip'}")
     deadline = time.monotonic() + 120
     while not (going := [row["id"] for row in _listed(shop) if row["outcome"] == "running"]):
         assert time.monotonic() < deadline and process.poll() is None
@@ -191,6 +194,7 @@ def test_watching_to_the_end(shop: Workshop, begun: Callable[..., subprocess.Pop
     shop.work(going[0])
     out, told = process.communicate(timeout=120)
     assert process.returncode == 0 and "head" in out and f"run {going[0]} is done" in told
+    assert "9 of 9 captions were longer than the 16 tokens that clip reads and were cut" in " ".join(out.split())
     process = begun(*DISSECT, "--json")
     while not (going := [row["id"] for row in _listed(shop) if row["outcome"] == "running"]):
         assert time.monotonic() < deadline + 120 and process.poll() is None

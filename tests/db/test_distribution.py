@@ -22,6 +22,7 @@ from and_platform.errors import ConfigError, ConflictError, IncompleteError, Not
 from and_platform.services import activations
 from and_platform.services.distribution import runs, work
 from tests import tiny
+from tests.checkpoints_encoders import TINY_CLIP, clip_state, write_clip
 from tests.conftest import _cloned
 from tests.db.test_dissect import LLMServer
 from tests.distributed import Workshop, assert_same, content
@@ -177,6 +178,18 @@ def test_the_method_tab(
     assert_same(content(shop.engine), content(engine))
 
 
+def test_what_the_encoders_cut_is_told(here: api.Platform, shop: Workshop, tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip", clip_state(**TINY_CLIP))
+    given = {"text_encoder": f"clip:{tmp_path / 'clip'}", "layers": ["head"]}
+    report = here.dissect("tiny", dataset="tones", **given)
+    counts = shop.dissect(**given)["counts"]
+    assert counts["cut_texts"] == [vars(cut) for cut in report.cut]
+    captions = {"what": "captions", "encoder": "clip", "max_tokens": 16, "n_texts": 12, "n_cut": 12}
+    assert captions in counts["cut_texts"]
+    captioned, naming = report.captions
+    assert counts["captions"] == {"clips": captioned, "naming": naming}
+
+
 def other_weights(checkpoint: Path) -> None:
     """Train a checkpoint on, as it were: its files are the same, its weights are not."""
     from safetensors.torch import load_file, save_file
@@ -276,7 +289,7 @@ def test_stages_one_by_one(here: api.Platform, engine: sa.Engine, shop: Workshop
     for stage in ("record", "caption", "match", "summarise", "calibrate", "extract", "embed"):
         ended = shop.dissect(layers=["head"], stages=[stage])
         assert ended["outcome"] == "ok", (stage, ended)
-        assert set(ended["counts"]) - {"open_failures"} == {stage}
+        assert set(ended["counts"]) - {"open_failures", "captions", "cut_texts"} == {stage}
     assert ended["status"] == "complete"
     assert_same(content(shop.engine), content(engine))
 

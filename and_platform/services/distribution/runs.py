@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from and_platform import db, logs
 from and_platform.errors import ConfigError, ConflictError, NotFoundError
 from and_platform.schema import OPEN, Dissection, Failure, Recording, Run, RunStep, WorkUnit
-from and_platform.services import datasets, dissect, generate, networks, provenance, record
+from and_platform.services import datasets, dissect, embed, generate, networks, provenance, record
 from and_platform.services.dissect import Options
-from and_platform.services.distribution import ledger, settled, steps, workers
+from and_platform.services.distribution import ledger, settled, steps, stored, workers
 from and_platform.services.distribution.ledger import Messenger, NewUnit
 
 
@@ -235,6 +235,9 @@ def _close(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep
         dropped = _drop_abandoned(session, run)
         if (llm := settled.llm_of(engine, known.plan.recipes().values())) is not None:
             counts["llm"] = generate.usage(engine, llm)._asdict()
+        encoded = dissect.encoded_texts(session, known.plan, stored.StoredEncoder(session, known.sentence_encoder))
+        cut = [embed.count_cut(session, encoder, texts, what) for what, encoder, texts in encoded]
+        counts |= dissect.remarks(dissect.captioned_clips(session, known.plan), cut)
     run.outcome = "ok" if whole else "failed"
     run.counts = counts
     run.finished_at = sa.func.now()

@@ -60,6 +60,7 @@ class StoredEncoder:
             sa.select(Encoder).where(Encoder.recipe_id == provenance.find_recipe(session, plan))
         ).one()
         self.recipe, self.dim, self.scale, self.id = _backend(plan), row.dim, row.scale, row.id
+        self.max_tokens: int | None = plan.params.get("max_tokens")
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         raise IncompleteError(
