@@ -551,13 +551,8 @@ def captioned_clips(session: Session, plan: Plan) -> tuple[int, int]:
     return caption.caption_overview(session, plan.probing.id, recipe_id) if recipe_id else (0, 0)
 
 
-def encoded_texts(
-    session: Session, plan: Plan, sentence_encoder: TextEncoder
-) -> list[tuple[str, TextEncoder, Sequence[int]]]:
-    """What is encoded, by what, and ids of the texts (which may repeat).
-
-    Captions and concepts by the encoders that score, points by the encoder of sentences.
-    """
+def scored_texts(session: Session, plan: Plan) -> dict[str, dict[str, Sequence[int]]]:
+    """What each method's encoder reads: ids of the texts (which may repeat) by method, and by what they are."""
     captions = session.scalars(
         sa.select(Caption.text_id)
         .join(ProbingSetClip, ProbingSetClip.clip_id == Caption.clip_id)
@@ -566,15 +561,24 @@ def encoded_texts(
             Caption.recipe_id == provenance.find_recipe(session, plan.captioned),
         )
     ).all()
-    names = session.scalars(sa.select(Concept.text_id).where(Concept.concept_set_id == plan.concepts.id)).all()
+    concepts = session.scalars(sa.select(Concept.text_id).where(Concept.concept_set_id == plan.concepts.id)).all()
+    return {
+        method: {"concepts": concepts, **({"captions": captions} if method == "db" else {})} for method in plan.scores
+    }
+
+
+def encoded_texts(
+    session: Session, plan: Plan, sentence_encoder: TextEncoder
+) -> list[tuple[str, TextEncoder, Sequence[int]]]:
+    """All that a dissection encodes: what, by which encoder, and ids of the texts (which may repeat)."""
     summaries = provenance.find_recipe(session, plan.summarise)
     points = summarise.point_texts(session, summaries, [layer.id for layer in plan.layers]) if summaries else {}
-    found: list[tuple[str, TextEncoder, Sequence[int]]] = []
-    for method, score in plan.scores.items():
-        if method == "db":
-            found.append(("captions", score.encoder, captions))
-        found.append(("concepts", score.encoder, names))
-    return [*found, ("points", sentence_encoder, list(points))]
+    scored = [
+        (what, plan.scores[method].encoder, ids)
+        for method, texts in scored_texts(session, plan).items()
+        for what, ids in texts.items()
+    ]
+    return [*scored, ("points", sentence_encoder, list(points))]
 
 
 def remarks(captions: tuple[int, int], cut: Sequence[embed.CutTexts]) -> dict[str, Any]:

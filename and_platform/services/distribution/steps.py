@@ -8,6 +8,7 @@ killed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from and_platform import queries
 from and_platform.config import settings
 from and_platform.schema import Caption, CaptionSentence, Concept, Layer, ProbingSetClip, Recording
 from and_platform.services import activations, caption, match, provenance, summarise
-from and_platform.services.dissect import Options, only_head
+from and_platform.services.dissect import Options, only_head, scored_texts
 from and_platform.services.distribution.ledger import NewUnit
 from and_platform.services.distribution.settled import Settled
 
@@ -249,22 +250,12 @@ def _encode(session: Session, which: str, encoder_id: int, text_ids: Iterable[in
 
 
 def _encode_captions(session: Session, engine: sa.Engine, settled: Settled) -> list[NewUnit]:
-    plan = settled.plan
-    concepts = session.scalars(sa.select(Concept.text_id).where(Concept.concept_set_id == plan.concepts.id)).all()
-    captions = session.scalars(
-        sa.select(Caption.text_id)
-        .join(ProbingSetClip, ProbingSetClip.clip_id == Caption.clip_id)
-        .where(
-            ProbingSetClip.probing_set_id == plan.probing.id,
-            Caption.recipe_id == provenance.recipe_id(session, plan.captioned),
-        )
-    ).all()
     units = []
-    for method, score in plan.scores.items():
-        if _scored(session, score.recipe):
-            continue
-        wanted = [*concepts, *captions] if method == "db" else concepts
-        units += _encode(session, method, score.encoder.id, wanted)  # type: ignore[attr-defined]
+    for method, texts in scored_texts(session, settled.plan).items():
+        score = settled.plan.scores[method]
+        if not _scored(session, score.recipe):
+            wanted = itertools.chain.from_iterable(texts.values())
+            units += _encode(session, method, score.encoder.id, wanted)  # type: ignore[attr-defined]
     return units
 
 
