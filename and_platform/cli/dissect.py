@@ -228,9 +228,7 @@ def print_report(engine: Any, network: str, report: DissectReport) -> None:
         elif reused:
             told = f"{reused:,} {stage.unit} reused"
         out.print(f"  {stage.stage:<12}{told:<40}{stage.seconds:>7.1f} s", markup=False)
-    _print_remarks(
-        {**service.remarks(report.captions, report.cut), **({"llm": report.llm._asdict()} if report.llm else {})}
-    )
+    _print_remarks(service.remarks(report.captions, report.cut, report.llm))
     _print_layers(engine, report.dissection_id)
     if report.failed_clips:
         messages().print(

@@ -301,7 +301,11 @@ class Run(Base):
     outcome: Mapped[str] = mapped_column(
         server_default="running", comment="running, ok, failed, interrupted or cancelled."
     )
-    counts: Mapped[Json] = mapped_column(server_default="{}", comment="What was done: units by stage.")
+    counts: Mapped[Json] = mapped_column(
+        server_default="{}",
+        comment="What was done: units by stage; and what to know of it: captions (and how many name the class), cut_texts, llm, "
+        "open_failures.",
+    )
     distributed: Mapped[bool] = mapped_column(server_default="false", comment="True: workers do it, not this process.")
     plan: Mapped[Json | None] = mapped_column(
         comment="What a distributed run has settled: recipes by stage, layers, recording …"

@@ -479,15 +479,12 @@ def dissect(
     timed("embed", "summaries", sum(layer.n_units for layer in layers), lambda: _embed(engine, plan, tools, progress))
     open_failures = complete(engine, plan, dissection_id, wanted)
     usage = generate.usage(engine, tools.llm) if options.llm else None
-    if run:
-        run.counts.update(stage_counts(plan, reports, doers(network_name, options)))
-        if usage:
-            run.counts["llm"] = usage._asdict()
     with db.reading(engine) as session:
         encoded = encoded_texts(session, plan, tools.sentence_encoder)
     cut = [embed.cut_texts(engine, encoder, texts, what) for what, encoder, texts in encoded]
     if run:
-        run.counts.update(remarks(captions, cut))
+        run.counts.update(stage_counts(plan, reports, doers(network_name, options)))
+        run.counts.update(remarks(captions, cut, usage), open_failures=open_failures)
     return DissectReport(dissection_id, reports, failed_clips, captions, open_failures, usage, cut)
 
 
@@ -581,10 +578,13 @@ def encoded_texts(
     return [*scored, ("points", sentence_encoder, list(points))]
 
 
-def remarks(captions: tuple[int, int], cut: Sequence[embed.CutTexts]) -> dict[str, Any]:
-    """What a run keeps of what its reader should know: captions that name the class, texts that were cut."""
+def remarks(captions: tuple[int, int], cut: Sequence[embed.CutTexts], usage: generate.Usage | None) -> dict[str, Any]:
+    """What a run keeps of what its reader should know: captions that name the class, texts that were cut, answers of the LLM."""
     captioned, naming = captions
-    return {"captions": {"clips": captioned, "naming": naming}, "cut_texts": [vars(told) for told in cut]}
+    told: dict[str, Any] = {
+        "captions": {"clips": captioned, "naming": naming}, "cut_texts": [vars(texts) for texts in cut]
+    }  # fmt: skip
+    return told | ({"llm": usage._asdict()} if usage else {})
 
 
 def ensure_dissection(session: Session, plan: Plan, options: Options, recording_id: int) -> int:

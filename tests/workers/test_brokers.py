@@ -179,6 +179,7 @@ def test_a_broker_that_dies_comes_back_with_its_messages(bench: Bench) -> None:
     bench.wait(lambda: "end long" in bench.lines())  # it was not cancelled
     bench.send("cpu", "after", 1.0)  # the client reconnects
     bench.wait(lambda: "begin after" in bench.lines())  # and the worker
+    assert bench.lines().count("begin after") == 1
     bench.server.kill()
     bench.wait(lambda: "end after" in bench.lines())  # nobody takes its acknowledgement
     time.sleep(0.5)

@@ -138,7 +138,8 @@ def test_a_worker_dissects_and_a_killed_child_is_made_good(
     # Asked for once more, there is nothing to do but to see that.
     told = andp(*command[:-1], "--json")
     counts = json.loads(told.stdout)["counts"]
-    assert counts["open_failures"] == 0 and not [stage for stage in counts if "computed" in json.dumps(counts[stage])]
+    assert set(counts) == {"open_failures", "captions", "cut_texts"} and counts["open_failures"] == 0
+    assert counts["captions"]["clips"] == N_CLIPS and not any(cut["n_cut"] for cut in counts["cut_texts"])
     assert rows(filled, CAPTIONED) == [(N_CLIPS, N_CLIPS)]
 
 

@@ -233,11 +233,11 @@ def _close(session: Session, engine: sa.Engine, run: Run, rows: Sequence[RunStep
             wanted = known.options.stages or dissect.STAGES
             counts["open_failures"] = dissect.complete_in(session, known.plan, run.dissection_id, wanted)
         dropped = _drop_abandoned(session, run)
-        if (llm := settled.llm_of(engine, known.plan.recipes().values())) is not None:
-            counts["llm"] = generate.usage(engine, llm)._asdict()
+        llm = settled.llm_of(engine, known.plan.recipes().values())
         encoded = dissect.encoded_texts(session, known.plan, stored.StoredEncoder(session, known.sentence_encoder))
         cut = [embed.count_cut(session, encoder, texts, what) for what, encoder, texts in encoded]
-        counts |= dissect.remarks(dissect.captioned_clips(session, known.plan), cut)
+        usage = None if llm is None else generate.usage(engine, llm)
+        counts |= dissect.remarks(dissect.captioned_clips(session, known.plan), cut, usage)
     run.outcome = "ok" if whole else "failed"
     run.counts = counts
     run.finished_at = sa.func.now()
