@@ -1,6 +1,7 @@
-"""Settings: environment variables with the prefix `ANDP_`, a `.env` file in the working folder, or files of secrets.
+"""Settings: environment variables with the prefix `ANDP_`, a file of such lines that is named, or files of secrets.
 
-Nothing here is read at import; `settings()` reads once per process.
+Nothing here is read at import; `settings()` reads once per process. A `.env` that merely lies in the working folder is not
+read: it could send commands to a database of somebody else's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    DotEnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
@@ -32,7 +34,7 @@ class Settings(BaseSettings):
     Kubernetes mounts a secret anywhere). The environment goes first.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ANDP_", env_file=".env", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ANDP_", env_ignore_empty=True, extra="ignore")
 
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("andp", appauthor=False)))
     """Folder of the embedded database and of downloads. Default: the user's data folder."""
@@ -145,10 +147,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given in Python, the environment, `.env`, the folder of secrets: the first that has a value."""
-        folder = secrets_folder()  # looked up now, not when this class is made
+        """What is given in Python, the environment, the file of settings, the folder of secrets: the first with a value."""
+        # Both are looked up now, not when this class is made.
+        lines, folder = env_file(), secrets_folder()
+        named = (DotEnvSettingsSource(settings_cls, env_file=lines, env_file_encoding="utf-8"),) if lines else ()
         secrets = (SecretsSettingsSource(settings_cls, folder),) if folder else ()
-        return init_settings, env_settings, dotenv_settings, *secrets
+        return init_settings, env_settings, *named, *secrets
 
     @field_validator("visibility_timeouts", mode="before")
     @classmethod
@@ -181,6 +185,39 @@ def secrets_folder() -> Path | None:
     return None
 
 
+ENV_FILE_VARIABLE = "ANDP_ENV_FILE"
+"""Names the file of settings; child processes inherit it."""
+
+
+def name_env_file(path: Path) -> None:
+    """Read settings from this file, here and in child processes, wherever they run."""
+    os.environ[ENV_FILE_VARIABLE] = os.path.abspath(path.expanduser())
+    settings.cache_clear()
+
+
+def env_file() -> Path | None:
+    """The file of settings that `--env-file` or ANDP_ENV_FILE names; None where none is named.
+
+    Raises
+    ------
+    ConfigError
+        It is not there, or it is no text in UTF-8.
+    """
+    named = os.environ.get(ENV_FILE_VARIABLE)
+    if not named:
+        return None
+    path = Path(named).expanduser()
+    try:
+        path.read_text("utf-8")
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot read the file of settings '{path}': {exc.strerror}; check --env-file and {ENV_FILE_VARIABLE}"
+        ) from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the file of settings '{path}' is not UTF-8; write it as lines ANDP_NAME=value") from exc
+    return path
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The settings of this process.
@@ -188,7 +225,7 @@ def settings() -> Settings:
     Raises
     ------
     ConfigError
-        If a variable has a value that does not fit.
+        If a variable has a value that does not fit, or the file of settings cannot be read.
     """
     try:
         return Settings()

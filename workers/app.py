@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from workers.queues import QUEUES, broker_name, visibility_timeouts
 
 try:
     from celery import Celery
+    from celery.loaders.app import AppLoader
     from celery.exceptions import QueueNotFound
     from kombu import pools
     from kombu.entity import Queue
@@ -176,6 +178,13 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return (OperationalError, *(error for error in found if error is not KeyError))  # which Kombu counts as Redis's
 
 
+class _Loader(AppLoader):  # type: ignore[misc]
+    """Celery's loader, without the working folder, which Celery puts first on the search path for each import."""
+
+    def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:
+        return (imp or importlib.import_module)(module, package)
+
+
 class UnitApp(Celery):  # type: ignore[misc]
     """Sends for good: the broker has a message when `send_task` returns, or the caller hears why not, in one line.
 
@@ -187,7 +196,7 @@ class UnitApp(Celery):  # type: ignore[misc]
             return super().send_task(name, *args, **{"confirm_timeout": CONFIRM_SECONDS, **options})
 
 
-app = UnitApp("and_platform", include=["workers.tasks"])
+app = UnitApp("and_platform", include=["workers.tasks"], loader=_Loader)
 app.add_defaults(configuration)
 
 

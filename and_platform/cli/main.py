@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from and_platform import logs
-from and_platform.config import settings
-from and_platform.errors import AndpError
+from and_platform.cli.search_path import close_search_path
+from and_platform.config import name_env_file, settings
+from and_platform.errors import AndpError, InputError
 
 # name -> module; the module's attribute `command` is the click command or group.
 COMMANDS = {
@@ -63,8 +64,12 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="and-platform", prog_name="andp")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; results and errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, to standard error.")
+@click.option(
+    "--env-file", type=click.Path(path_type=Path), metavar="FILE",
+    help="Read settings from the lines of FILE. Default: ANDP_ENV_FILE; a file .env is read only where it is named.",
+)  # fmt: skip
 @click.pass_context
-def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
+def cli(ctx: click.Context, quiet: bool, verbose: bool, env_file: Path | None) -> None:
     """Find out what the neurons of an audio network do.
 
     \b
@@ -78,6 +83,8 @@ def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     The database is an embedded Postgres under ANDP_HOME, or the server in ANDP_DATABASE_URL.
     """
     ctx.obj = {"quiet": quiet}
+    if env_file is not None:
+        name_env_file(env_file)
     logs.configure("INFO" if verbose else settings().log_level, settings().log_format)
     if not verbose:  # its tries to reach the hub; what came of them is in our own message
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -90,9 +97,9 @@ def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
 
 def main() -> None:
     """Run `andp`; every foreseen error is one line on stderr and an exit status that tells its kind."""
-    # For networks that are a `module:factory` of the user's; last, so that nothing there hides a library.
-    sys.path.append(str(Path.cwd()))
+    close_search_path()
     try:
+        _check_arguments(sys.argv[1:])
         cli.main(prog_name="andp", standalone_mode=False)
     except AndpError as exc:
         click.echo(f"andp: {logs.mask(str(exc))}", err=True)
@@ -109,9 +116,38 @@ def main() -> None:
     except click.ClickException as exc:
         click.echo(f"andp: {_one_line(exc)}", err=True)
         sys.exit(exc.exit_code)
+    except UnicodeEncodeError as exc:  # a name of a file or a variable; the arguments were checked
+        click.echo(f"andp: {_not_utf8(exc.object)} is not UTF-8, and cannot be stored; rename it", err=True)
+        sys.exit(InputError.exit_code)
     except BrokenPipeError:  # `andp … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Refuse arguments that are not UTF-8: the database takes no other text.
+
+    Raises
+    ------
+    InputError
+        An argument holds bytes that are not UTF-8; Python keeps them as lone surrogates.
+    """
+    for argument in arguments:
+        if not _is_text(argument):
+            raise InputError(f"the argument {_not_utf8(argument)} is not UTF-8; rename the file, or type it in UTF-8")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_utf8(text: str) -> str:
+    """A text that is not UTF-8, for a message: its bytes or its surrogates escaped, cut after 200 characters."""
+    return ascii(text[:200])
 
 
 def _one_line(exc: click.ClickException) -> str:

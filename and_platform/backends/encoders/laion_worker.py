@@ -288,5 +288,6 @@ def _free_memory() -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this file's folder, whose modules have names of packages
+    folder = os.path.dirname(os.path.abspath(__file__))  # whose modules have names of packages
+    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != folder]
     main()
