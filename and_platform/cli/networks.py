@@ -34,15 +34,15 @@ def add(ctx: click.Context, name: str, location: str, trained_on: str | None, he
 
     LOCATION is a directory or hub id of transformers (id@revision for a branch, tag or commit): a classifier, or an
     encoder without one (AST, HuBERT, WavLM, wav2vec 2.0, Whisper, CLAP …); a published BEATs checkpoint (a .pt file), or a
-    directory with a BEATs; or module:factory, a function of yours that returns a torch module (the current folder is on
-    the Python path).
+    directory with a BEATs; or FILE.py:factory, a function of yours that returns a torch module (or module:factory, from the
+    current folder or the Python path). Later commands find it from any folder. NAME has no slash.
 
     \b
     Examples:
       andp networks add ast MIT/ast-finetuned-audioset-10-10-0.4593
       andp networks add mine ./checkpoint --trained-on esc50 --held-out-fold 1
       andp networks add beats ./BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt
-      andp networks add cnn my_networks:build
+      andp networks add cnn my_networks.py:build
     """
     engine = db.connect(tell=bars(ctx).note)
     with provenance.run(engine, "networks add", {"name": name, "location": location}):
@@ -199,6 +199,8 @@ def train(
         raise InputError("with --from, nothing is pretrained; leave --pretrained and --pretrain-epochs out")
     listener = bars(ctx)
     engine = db.connect(tell=listener.note)
+    if name:
+        networks.check_new_name(engine, name)
     result: TrainResult | FineTuneResult
     if source is None:
         torch.set_num_threads(threads or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from and_platform import db
 from and_platform.config import load_json
-from and_platform.errors import ConflictError, NotFoundError
+from and_platform.errors import ConflictError, InputError, NotFoundError
 from and_platform.resources import resource
 from and_platform.schema import Dataset, Layer, Network, Recording
 
@@ -37,7 +38,7 @@ def add(
         What to call it.
     location
         A `transformers` audio-classification directory or hub id, a published BEATs file or a directory with one that
-        the platform saved, or `module:factory`.
+        the platform saved, or `FILE.py:factory` or `module:factory`. Kept so that it is found from any folder.
     trained_on, held_out_fold
         Data set it was trained on, and the fold that was left out: evaluation may use that fold only. Taken from
         `training.json` beside the weights where `andp networks train` wrote it.
@@ -46,12 +47,14 @@ def add(
     ------
     ConflictError
         The name is taken by another network.
+    InputError
+        The name cannot be given.
     """
-    from and_platform.backends.networks import load_network
+    from and_platform.backends.networks import load_network, stored_location
 
+    check_new_name(engine, name)
     directory = Path(location).expanduser()
-    if directory.exists():
-        location = str(directory.resolve())
+    location = stored_location(location)
     loaded = load_network(location)
     told = load_json(directory / "training.json") if (directory / "training.json").is_file() else {}
     return _store(
@@ -59,6 +62,28 @@ def add(
         trained_on or told.get("dataset"), held_out_fold if held_out_fold is not None else told.get("held_out_fold"),
         told,
     )  # fmt: skip
+
+
+def check_new_name(engine: sa.Engine, name: str) -> None:
+    """Refuse a name that a new network cannot have. One that is there already keeps its name, whatever it is.
+
+    Names stand in addresses, file names and commands: they hold no slash and no control characters, and begin with no dash.
+
+    Raises
+    ------
+    InputError
+        The message proposes another name.
+    """
+    if name.isprintable() and name.strip() and not name.startswith(("-", ".")) and not set(name) & set("/\\"):
+        return
+    with db.reading(engine) as session:
+        if session.scalar(sa.select(sa.exists().where(Network.name == name))):
+            return
+    kept = "".join(character for character in re.split(r"[/\\]", name)[-1] if character.isprintable())
+    instead = kept.strip().lstrip("-.") or "my-network"
+    raise InputError(
+        f"{name!r} cannot be the name of a network: it has a slash, or does not begin like one; take '{instead}'"
+    )
 
 
 def _source(location: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from and_platform.config import Settings
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"ANDP_SECRETS_DIR", "ANDP_LAION_CLAP_PYTHON", "ANDP_LAION_CLAP_TOKENIZER"}
+ELSEWHERE = {"ANDP_ENV_FILE", "ANDP_SECRETS_DIR", "ANDP_LAION_CLAP_PYTHON", "ANDP_LAION_CLAP_TOKENIZER"}
 """Read from the environment alone, where they are needed."""
 
 
