@@ -191,7 +191,7 @@ ENV_FILE_VARIABLE = "ANDP_ENV_FILE"
 
 def name_env_file(path: Path) -> None:
     """Read settings from this file, here and in child processes, wherever they run."""
-    os.environ[ENV_FILE_VARIABLE] = os.path.abspath(path.expanduser())
+    os.environ[ENV_FILE_VARIABLE] = str(path.expanduser().absolute())
     settings.cache_clear()
 
 

@@ -14,8 +14,8 @@ from workers.queues import QUEUES, broker_name, visibility_timeouts
 
 try:
     from celery import Celery
-    from celery.loaders.app import AppLoader
     from celery.exceptions import QueueNotFound
+    from celery.loaders.app import AppLoader
     from kombu import pools
     from kombu.entity import Queue
     from kombu.exceptions import OperationalError

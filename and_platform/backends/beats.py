@@ -35,6 +35,7 @@ CHECKPOINTS: Final = ("BEATs_iter3_plus_AS2M.pt", "BEATs_iter3_plus_AS2M_finetun
 """The published files that the platform is meant for: pretrained, and fine-tuned on the 527 classes of AudioSet."""
 
 _FFT = 512
+_MOST, _MOST_BLOCKS = 1_000_000, 1_000
 _LOWEST_HZ = 20.0
 _PREEMPHASIS = 0.97
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -87,8 +88,8 @@ class BeatsConfig:
         ValueError
             It asks for something that no published checkpoint has.
         """
-        known = {field.name for field in fields(cls)}
-        config = cls(**{key: value for key, value in cfg.items() if key in known})
+        config = cls(**{field.name: cfg[field.name] for field in fields(cls) if field.name in cfg})
+        config._check_values()
         if config.activation_fn not in _ACTIVATIONS:
             raise ValueError(f"activation_fn is '{config.activation_fn}'; known are {', '.join(_ACTIVATIONS)}")
         if config.deep_norm and config.layer_norm_first:
@@ -99,9 +100,23 @@ class BeatsConfig:
             raise ValueError("encoder_embed_dim cannot be divided among encoder_attention_heads")
         return config if config.feed_forward_sizes is None else config.resized(config.feed_forward_sizes)
 
+    def _check_values(self) -> None:
+        """ValueError where a value is of another kind than its default, or out of bounds that no network comes near."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind is type(None):
+                fits = value is None or isinstance(value, list | tuple)
+                fits = fits and all(type(size) is int and 0 < size <= _MOST for size in value or ())
+            elif kind is int:
+                fits = type(value) is int and 0 < value <= (_MOST_BLOCKS if field.name == "encoder_layers" else _MOST)
+            else:
+                fits = type(value) in ((int, float) if kind is float else (kind,)) and value == value
+            if not fits:
+                raise ValueError(f"{field.name} is {ascii(value)[:80]}")
+
     def resized(self, sizes: Sequence[int]) -> BeatsConfig:
         """With feed-forward networks of these inner sizes, block by block; ValueError where their number does not fit."""
-        if len(sizes) != self.encoder_layers or min(sizes) < 1:
+        if len(sizes) != self.encoder_layers or min(sizes, default=0) < 1:
             raise ValueError(f"feed_forward_sizes are {list(sizes)}, for {self.encoder_layers} blocks")
         if len(set(sizes)) == 1:
             return replace(self, encoder_ffn_embed_dim=sizes[0], feed_forward_sizes=None)
@@ -455,7 +470,7 @@ def read(path: str | Path) -> Checkpoint:
         raise WeightsMissingError(f"'{file}' is a tokenizer of BEATs, not an encoder; {get}")
     try:
         config = BeatsConfig.of(content["cfg"])
-    except (TypeError, ValueError) as exc:
+    except Exception as exc:  # a pickle may hold anything that is a mapping of sorts
         raise WeightsMissingError(f"'{file}' is a BEATs of another kind ({exc}); {get}") from exc
     labels: Any = content.get("label_dict")
     names = None
@@ -478,17 +493,30 @@ def build(config: BeatsConfig, state: Mapping[str, Tensor], source: str | Path) 
     WeightsMissingError
         Weights are missing, too many, or of another shape; `source` is what the message calls them.
     """
-    with torch.device("meta"):
-        model = Beats(config)
     try:
+        with torch.device("meta"):
+            model = Beats(config)
+        _check_shapes(model, state)
         # the blocks share one table of distances, which a file lists once for each: copies keep it shared
         model.to_empty(device="cpu").load_state_dict(state, strict=True)
-    except RuntimeError as exc:
-        reason = " ".join(str(exc).split())[:200]
+    except Exception as exc:  # sizes that exclude each other, or what a file holds in place of tensors
+        reason = " ".join(str(exc).split())[:200] or type(exc).__name__
         raise WeightsMissingError(
             f"the weights of '{source}' do not fit its cfg ({reason}); get the file again"
         ) from exc
     return model.float().eval()
+
+
+def _check_shapes(model: Beats, state: Mapping[str, Any]) -> None:
+    """ValueError where weights are not the model's: before it takes the memory that a configuration claims."""
+    for name, wanted in model.state_dict().items():
+        if name not in state:
+            raise ValueError(f"Missing key: {name}")
+        given = state[name]
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} is no tensor")
+        if given.shape != wanted.shape:
+            raise ValueError(f"size mismatch for {name}: {tuple(given.shape)}, not {tuple(wanted.shape)}")
 
 
 def load_beats(path: str | Path) -> Beats:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from and_platform.backends.base import BackendRecipe
-from and_platform.backends.weights import find_weights, loading
+from and_platform.backends.weights import LOCAL, find_weights, loading
 from and_platform.errors import ConfigError, MissingExtraError
 
 PACKAGE, EXTRA = "bert-score", "study"
@@ -54,7 +54,7 @@ class BertScore:
 
         weights = find_weights(source)
         with loading(source):
-            config = AutoConfig.from_pretrained(weights.path)
+            config = AutoConfig.from_pretrained(weights.path, **LOCAL)
             deepest = int(config.num_hidden_layers)
             chosen = layers if layers is not None else model2layers.get(source, deepest)
             if not 1 <= chosen <= deepest:

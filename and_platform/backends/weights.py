@@ -2,27 +2,29 @@
 
 The rules: safetensors before pickles, pickles with `weights_only` alone (no code of a checkpoint ever runs); what is used
 is known by a hash of its content, whatever place it came from; with HF_HUB_OFFLINE set only what is already there is
-used; nothing is fetched before a model is made.
+used; nothing is fetched before a model is made; and what a folder's files may say is checked first (`checkpoint_folder`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
-from and_platform.errors import WeightsMissingError
+from and_platform.backends.batching import is_out_of_memory
+from and_platform.backends.checkpoint_folder import PARTS, check_folder
+from and_platform.errors import AndpError, BackendError, WeightsMissingError
 
 _PICKLES = frozenset([".bin", ".pt", ".pth", ".ckpt"])
-_PARTS = frozenset([".json", ".txt", ".jinja", ".model", ".toml", ".safetensors", ".gguf", ".npz"]) | _PICKLES
 _WEIGHTS = _PICKLES | {".safetensors", ".gguf"}
 _OTHER_FORMATS = [
     "original/*",
@@ -38,6 +40,9 @@ _OTHER_FORMATS = [
 ]
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 _WAIT_S = 10.0
+LOCAL: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""For `from_pretrained` of transformers' Auto classes: what is in the folder, and none of its code."""
+_DEVICE = re.compile(r"\b(CUDA|cuda|NVIDIA|MPS|HIP|driver)\b")
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,14 @@ def find_weights(source: str) -> Weights:
     Raises
     ------
     WeightsMissingError
-        If there is nothing there and the hub cannot give it.
+        If there is nothing there and the hub cannot give it, or its configuration cannot be read.
+    BackendError
+        If its files name code, or files elsewhere.
     """
     path = Path(source).expanduser()
     if path.exists():
+        if path.is_dir():
+            check_folder(path)
         return Weights(path, _digest(path), str(path.resolve()))
     if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
         raise WeightsMissingError(
@@ -75,6 +84,7 @@ def find_weights(source: str) -> Weights:
         )
     name, _, revision = source.partition("@")
     snapshot = _snapshot(name, revision or None)
+    check_folder(snapshot)
     return Weights(snapshot, _digest(snapshot), f"{name}@{snapshot.name}")
 
 
@@ -110,14 +120,36 @@ def read_pickle(path: Path) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_stored(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats; what cannot be read is an error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as exc:
         raise WeightsMissingError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
-        reason = str(exc).strip().partition("\n")[0]
+    except MemoryError:
+        raise
+    except Exception as exc:  # a damaged pickle makes torch raise nearly anything
         raise WeightsMissingError(
-            f"{path} holds no plain checkpoint ({reason}); it is damaged, or holds code, which is never run"
+            f"{path} holds no plain checkpoint ({told(exc)}); it is damaged, or holds code, which is never run"
         ) from exc
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse a file of torch's whose parts are compressed, which torch never does: they may be of any size."""
+    if not is_zipfile(path):
+        return
+    with suppress(BadZipFile), ZipFile(path) as parts:
+        if any(part.compress_type for part in parts.infolist()):
+            raise ValueError("its parts are compressed")
+
+
+def told(exc: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters, with its kind where the message alone says little."""
+    reason = " ".join(str(exc).strip().partition("\n")[0].split())[:300]
+    if not reason:
+        return type(exc).__name__
+    plain = isinstance(exc, OSError | RuntimeError | ValueError | ImportError) and not isinstance(exc, UnicodeError)
+    return reason if plain and not isinstance(exc, RecursionError) else f"{type(exc).__name__}: {reason}"
 
 
 def check_whole(missing: Iterable[str]) -> None:
@@ -137,25 +169,48 @@ def loading(source: str) -> Iterator[None]:
     ------
     WeightsMissingError
         If the files are not those of a model of the kind asked for.
+    BackendError
+        If the device cannot be used.
     """
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
+    refuse_code()
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, UnpicklingError) as exc:
-        reason = str(exc).strip().partition("\n")[0]
-        raise WeightsMissingError(f"cannot load a model from {source}: {reason}") from exc
-    except RuntimeError as exc:  # shapes that do not fit; what is wrong with the machine is not the files' fault
-        if "memory" in str(exc).lower() or "mismatch" not in str(exc).lower():
-            raise
-        reason = " ".join(str(exc).split())[:300]
-        raise WeightsMissingError(f"the weights of {source} do not fit its configuration: {reason}") from exc
+    except AndpError:
+        raise
+    except Exception as exc:  # damaged files make the libraries raise nearly anything
+        if isinstance(exc, MemoryError) or is_out_of_memory(exc):
+            raise  # less at a time may do
+        if isinstance(exc, RuntimeError) and "mismatch" in str(exc).lower():
+            reason = " ".join(str(exc).split())[:300]
+            raise WeightsMissingError(f"the weights of {source} do not fit its configuration: {reason}") from exc
+        if isinstance(exc, RuntimeError) and _DEVICE.search(str(exc)):  # not the files' fault
+            raise BackendError(f"cannot load the model of {source} on its device: {told(exc)}") from exc
+        raise WeightsMissingError(f"cannot load a model from {source}: {told(exc)}") from exc
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def refuse_code() -> None:
+    """Have transformers, in this process, run nothing of the model hub and ask nobody whether it should.
+
+    Where a package loads a model without saying that its code is off, transformers asks at the terminal. Some models take
+    kernels from the hub without a word in their configuration; they have a slower way of their own.
+    """
+    dynamic_modules = import_module("transformers.dynamic_module_utils")
+    vars(dynamic_modules)["TIME_OUT_REMOTE_CODE"] = 0
+    if find_spec("kernels") is None:
+        return
+    hub_kernels = import_module("transformers.integrations.hub_kernels")
+
+    def refuse(name: str, *_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(f"the kernel {name} is not fetched: no code of the model hub is run")
+
+    vars(hub_kernels)["get_kernel_hub"] = refuse
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
@@ -206,7 +261,7 @@ def _digest(path: Path) -> str:
     if path.is_file():
         files = {path.name: path}
     else:
-        found = (file for file in path.rglob("*") if file.suffix in _PARTS and file.is_file())
+        found = (file for file in path.rglob("*") if file.suffix in PARTS and file.is_file())
         files = {file.relative_to(path).as_posix(): file for file in found}
         files = {name: file for name, file in files.items() if not name.startswith(".")}  # .cache of a download
         used = [name for name in files if not any(fnmatchcase(name, other) for other in _OTHER_FORMATS)]

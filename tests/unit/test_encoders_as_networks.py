@@ -229,7 +229,7 @@ def test_a_decoder_alone_has_no_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model_type", ["bert", "clip", "no-such-network"])
 def test_what_is_no_audio_network_is_sent_to_a_factory(tmp_path: Path, model_type: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(BackendError, match=r"andp networks add NAME module:factory"):
+    with pytest.raises(BackendError, match=r"andp networks add NAME FILE\.py:factory"):
         load_network(tmp_path)
 
 

@@ -99,7 +99,8 @@ def test_a_module_in_a_package(nets: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (package / "inner.py").write_text(
         "import torch\nfrom torch import nn\nfrom .relative import RATE\n"
         "def prepare(waveforms): return torch.zeros(len(waveforms), 1, 9)\n"
-        "def build():\n    net = nn.Sequential(nn.Conv1d(1, 4, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))\n    net.rate, net.prepare = RATE, prepare\n    return net\n"
+        "def build():\n    net = nn.Sequential(nn.Conv1d(1, 4, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))\n"
+        "    net.rate, net.prepare = RATE, prepare\n    return net\n"
     )
     monkeypatch.chdir(nets)
     assert stored_location("pack.inner:build") == f"{package / 'inner.py'}:build"

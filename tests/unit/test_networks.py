@@ -490,5 +490,5 @@ def test_a_wrong_factory_says_what_is_wrong(factory_module: str, name: str, erro
 
 
 def test_a_factory_module_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="is its folder on PYTHONPATH"):
+    with pytest.raises(ConfigError, match="put its folder on PYTHONPATH"):
         load_network("no_such_module_here:build")

@@ -21,7 +21,7 @@ from and_platform.backends.base import BackendRecipe, Clip, Floats
 from and_platform.backends.batching import BatchSize, pick_device, pick_dtype
 from and_platform.backends.captioners.local import LocalCaptioner
 from and_platform.backends.lazy import Lazy
-from and_platform.backends.weights import check_whole, find_weights, loading
+from and_platform.backends.weights import LOCAL, check_whole, find_weights, loading
 from and_platform.core.prompts import CAPTION_PROMPT
 from and_platform.errors import ConfigError, MissingExtraError, WeightsMissingError
 
@@ -108,7 +108,7 @@ class AudioLMCaptioner(LocalCaptioner[Any]):
         weights = find_weights(source)
         where = pick_device(device)
         with loading(source):
-            config = AutoConfig.from_pretrained(weights.path)
+            config = AutoConfig.from_pretrained(weights.path, **LOCAL)
             self._is_asked = not config.is_encoder_decoder
             self._family = _FAMILIES.get(config.model_type, _Family())
             if self._family.needs and find_spec(self._family.needs) is None:
@@ -253,7 +253,7 @@ def _load_processor(path: Path, config: Any) -> Any:
 
     made: Any = PROCESSOR_MAPPING.get(type(config), None)
     if made is None or not any(part in made.get_attributes() for part in _VISION):
-        return AutoProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path, **LOCAL)
 
     class Hearing(made):  # type: ignore[misc]  # the class is known only here
         """A processor that may lack what it would see with."""
@@ -264,7 +264,7 @@ def _load_processor(path: Path, config: Any) -> Any:
     parts = [
         None
         if name in _VISION
-        else (AutoTokenizer if "tokenizer" in name else AutoFeatureExtractor).from_pretrained(path)
+        else (AutoTokenizer if "tokenizer" in name else AutoFeatureExtractor).from_pretrained(path, **LOCAL)
         for name in made.get_attributes()
     ]
     settings, _ = made.get_processor_dict(path)
@@ -295,7 +295,13 @@ def _load_model(path: Path, config: Any, dtype: Any, quantization: str | None, d
     if quantization:
         options["quantization_config"] = BitsAndBytesConfig(**{_BITS[quantization]: True}, bnb_4bit_compute_dtype=dtype)
     model, found = made.from_pretrained(
-        path, config=config, dtype=dtype, device_map=device_map, output_loading_info=True, **options
+        path,
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        device_map=device_map,
+        output_loading_info=True,
+        **options,
     )
     check_whole(found["missing_keys"])
     return model.eval()

@@ -90,11 +90,11 @@ class SalmonnCaptioner(LocalCaptioner["Salmonn"]):
         from transformers import AutoConfig
 
         from and_platform.backends.captioners.salmonn_model import SHORTEST_S, Hearing
-        from and_platform.backends.weights import loading
+        from and_platform.backends.weights import LOCAL, loading
 
         where = pick_device(device)
         with loading(str(layout.vicuna.path)):
-            stored = AutoConfig.from_pretrained(layout.vicuna.path).dtype
+            stored = AutoConfig.from_pretrained(layout.vicuna.path, **LOCAL).dtype
         wanted = pick_dtype(dtype, where, stored)
         hearing = Hearing.of(layout)
         search = {

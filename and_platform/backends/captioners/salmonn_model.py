@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from and_platform.backends import beats
 from and_platform.backends.captioners.salmonn_layout import SalmonnLayout, SalmonnSettings
-from and_platform.backends.weights import loading, read_pickle
+from and_platform.backends.weights import LOCAL, loading, read_pickle
 from and_platform.errors import WeightsMissingError
 
 SHORTEST_S = 1.0
@@ -207,8 +207,8 @@ class Hearing(NamedTuple):
         from transformers import WhisperConfig, WhisperFeatureExtractor
 
         with loading(str(layout.whisper.path)):
-            extractor = WhisperFeatureExtractor.from_pretrained(layout.whisper.path)
-            frames = WhisperConfig.from_pretrained(layout.whisper.path).max_source_positions
+            extractor = WhisperFeatureExtractor.from_pretrained(layout.whisper.path, local_files_only=True)
+            frames = WhisperConfig.from_pretrained(layout.whisper.path, local_files_only=True).max_source_positions
         rate, longest_s = int(extractor.sampling_rate), float(extractor.chunk_length)
         if rate != beats.RATE:
             raise WeightsMissingError(
@@ -251,7 +251,7 @@ class Salmonn:
         hearing = Hearing.of(layout)
         self.rate, self.longest_s = hearing.rate, hearing.longest_s
         with loading(str(layout.whisper.path)):
-            self._extractor: Any = WhisperFeatureExtractor.from_pretrained(layout.whisper.path)
+            self._extractor: Any = WhisperFeatureExtractor.from_pretrained(layout.whisper.path, local_files_only=True)
         self._speech_encoder = _whisper_encoder(layout.whisper.path).to(self.device)
         self._beats = beats.load_beats(layout.beats.path).to(self.device)
         try:
@@ -264,7 +264,7 @@ class Salmonn:
                 f"the Q-Former in {layout.checkpoint.path} is not the published one ({reason})"
             ) from exc
         with loading(str(layout.vicuna.path)):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(layout.vicuna.path)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(layout.vicuna.path, **LOCAL)
         llm = _language_model(layout.vicuna.path, self.device, dtype, quantization)
         _check_fit(layout, weights, self._speech_encoder.config.d_model, self._beats.config.encoder_embed_dim, llm)
         self.llm: Any = _with_adapters(llm, weights, settings.lora_alpha, layout)
@@ -318,7 +318,9 @@ def _whisper_encoder(path: Path) -> Any:
     from transformers import WhisperModel
 
     with loading(str(path)):
-        model, report = WhisperModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, report = WhisperModel.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
     if lost := sorted(name for name in report["missing_keys"] if "encoder." in name):
         raise WeightsMissingError(f"{path} holds no encoder of Whisper: it lacks {lost[0]}")
     return model.get_encoder().eval()
@@ -334,7 +336,7 @@ def _language_model(path: Path, device: torch.device, dtype: torch.dtype, quanti
         )
     with loading(str(path)):
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map={"": device}, output_loading_info=True, **options
+            path, dtype=dtype, device_map={"": device}, output_loading_info=True, **LOCAL, **options
         )
     if lost := sorted(report["missing_keys"]):
         raise WeightsMissingError(f"{path} holds no whole language model: it lacks {lost[0]}")

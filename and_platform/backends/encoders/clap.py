@@ -12,7 +12,7 @@ from and_platform.backends.base import BackendRecipe, Clip, Floats
 from and_platform.backends.batching import BatchSize, by_length, pick_device, unit_rows
 from and_platform.backends.encoders.pretrained import load_complete
 from and_platform.backends.encoders.scales import learned_scale, settle
-from and_platform.backends.weights import find_weights, loading
+from and_platform.backends.weights import LOCAL, find_weights, loading
 from and_platform.errors import AudioError
 
 _SEED = 0
@@ -49,8 +49,8 @@ class ClapEncoder:
 
         weights = find_weights(source)
         with loading(source):
-            self._tokenizer = AutoTokenizer.from_pretrained(weights.path)
-            self._features = AutoFeatureExtractor.from_pretrained(weights.path)
+            self._tokenizer = AutoTokenizer.from_pretrained(weights.path, **LOCAL)
+            self._features = AutoFeatureExtractor.from_pretrained(weights.path, **LOCAL)
             self._model = load_complete(ClapModel, weights.path)
         self._model.to(pick_device(device))
         self._batch = BatchSize(batch_size)

@@ -11,7 +11,7 @@ from and_platform.backends.base import BackendRecipe, Floats
 from and_platform.backends.batching import BatchSize, by_length, pick_device, unit_rows
 from and_platform.backends.encoders.pretrained import load_complete
 from and_platform.backends.encoders.scales import learned_scale, settle, stored_number
-from and_platform.backends.weights import find_weights, loading
+from and_platform.backends.weights import LOCAL, find_weights, loading
 
 
 class ClipTextEncoder:
@@ -37,7 +37,7 @@ class ClipTextEncoder:
 
         weights = find_weights(source)
         with loading(source):
-            self._tokenizer = AutoTokenizer.from_pretrained(weights.path)
+            self._tokenizer = AutoTokenizer.from_pretrained(weights.path, **LOCAL)
             self._model = load_complete(CLIPTextModelWithProjection, weights.path)
             logarithm = stored_number(weights.path, "logit_scale")
         self._model.to(pick_device(device))

@@ -16,6 +16,7 @@ import struct
 import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -288,6 +289,6 @@ def _free_memory() -> None:
 
 
 if __name__ == "__main__":
-    folder = os.path.dirname(os.path.abspath(__file__))  # whose modules have names of packages
-    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != folder]
+    folder = Path(__file__).resolve().parent  # whose modules have names of packages
+    sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() != folder]
     main()

@@ -28,7 +28,9 @@ def load_complete(model_class: Any, folder: Path) -> Any:
     told = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, found = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, found = model_class.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
     finally:
         logging.set_verbosity(told)
     parameters = {name for name, _ in model.named_parameters()}

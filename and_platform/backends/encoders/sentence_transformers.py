@@ -54,6 +54,7 @@ class SentenceTransformerEncoder:
                     str(weights.path),
                     device=pick_device(device),
                     trust_remote_code=False,
+                    local_files_only=True,
                     model_kwargs={"dtype": "float32"},
                 )
             # Models are published without BERT's own pooler, which no module of pooling reads.

@@ -12,7 +12,7 @@ from and_platform.backends.lazy import Lazy
 from and_platform.backends.llms import forms
 from and_platform.backends.llms.chat import Answering, Chat, template_params
 from and_platform.backends.sampling import seed_of, seeded_choice
-from and_platform.backends.weights import check_whole, find_weights, loading
+from and_platform.backends.weights import LOCAL, check_whole, find_weights, loading
 from and_platform.errors import ConfigError, GenerationError, MissingExtraError
 
 EXTRA = "large-models"
@@ -78,8 +78,8 @@ class TransformersLLM(Answering):
         where = _placement(quantization, device, device_map, dtype)
         weights = find_weights(source)
         with loading(source):
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.path, padding_side="left")
-            config: Any = AutoConfig.from_pretrained(weights.path)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.path, padding_side="left", **LOCAL)
+            config: Any = AutoConfig.from_pretrained(weights.path, **LOCAL)
         on = pick_device(device)
         wanted = (config.dtype or torch.float32) if dtype == "auto" else pick_dtype(dtype, on)
 
@@ -88,7 +88,7 @@ class TransformersLLM(Answering):
 
             with loading(source):
                 model, found = AutoModelForCausalLM.from_pretrained(
-                    weights.path, dtype=wanted, output_loading_info=True, **where
+                    weights.path, dtype=wanted, output_loading_info=True, **LOCAL, **where
                 )
                 check_whole(found["missing_keys"])
             return model.eval() if where else model.eval().to(on)

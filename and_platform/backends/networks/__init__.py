@@ -44,9 +44,12 @@ def load_network(source: str | Path) -> LoadedNetwork:
     WeightsMissingError, BackendError, ConfigError
         See `transformers_audio.load`, `factory.load` and `beats.load`; and where the source is some other file.
     """
+    from and_platform.backends.checkpoint_folder import check_folder
     from and_platform.backends.networks import beats, factory, transformers_audio
 
     path = Path(source).expanduser()
+    if path.is_dir():
+        check_folder(path)
     if not path.is_dir() and factory.is_factory(source):
         return factory.load(str(source))
     if beats.is_beats(source):

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from and_platform.backends import beats
 from and_platform.backends.beats import Beats, BeatsConfig
+from and_platform.backends.checkpoint_folder import check_folder, read_config
 from and_platform.backends.networks.base import Batch, LoadedNetwork, Waveform
 from and_platform.backends.networks.layers import LayerSpec
-from and_platform.errors import ConflictError, InputError, WeightsMissingError
+from and_platform.backends.weights import told
+from and_platform.errors import AndpError, BackendError, ConflictError, InputError, WeightsMissingError
 
 MODEL_TYPE: Final = "beats"
 CONFIG_FILE: Final = "config.json"
@@ -97,18 +99,28 @@ def load(source: str | Path) -> BeatsNetwork:
         checkpoint = beats.read(path)
         model = beats.build(checkpoint.config, checkpoint.state, path)
         return _located(BeatsNetwork(model, str(source), classes=checkpoint.labels), path)
+    check_folder(path)
     try:
-        told = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        config = BeatsConfig.of(told["cfg"])
-        classes: list[str] | None = told["classes"]
+        described = read_config(path / CONFIG_FILE)
+        config = BeatsConfig.of(described["cfg"])
+        classes = _class_names(described["classes"])
         state = load_file(path / WEIGHTS_FILE)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as exc:
-        reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
+    except AndpError:
+        raise
+    except Exception as exc:  # a damaged file of weights makes its library raise nearly anything
         raise WeightsMissingError(
-            f"'{path}' holds no BEATs that can be loaded ({type(exc).__name__}: {reason}); it needs {CONFIG_FILE} and "
+            f"'{path}' holds no BEATs that can be loaded ({type(exc).__name__}: {told(exc)}); it needs {CONFIG_FILE} and "
             f"{WEIGHTS_FILE} as this platform writes them, or give a published .pt file"
         ) from exc
     return _located(BeatsNetwork(beats.build(config, state, path), str(source), classes=classes), path)
+
+
+def _class_names(names: Any) -> list[str] | None:
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its classes are no list of names")
+    return names
 
 
 def _located(network: BeatsNetwork, path: Path) -> BeatsNetwork:
@@ -122,10 +134,9 @@ def is_beats(source: str | Path) -> bool:
     if not path.is_dir():
         return path.suffix in _SUFFIXES
     try:
-        told = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_config(path / CONFIG_FILE).get("model_type") == MODEL_TYPE
+    except BackendError:
         return False
-    return isinstance(told, dict) and told.get("model_type") == MODEL_TYPE
 
 
 def save(network: BeatsNetwork, directory: str | Path) -> None:
@@ -154,12 +165,12 @@ def write(model: Beats, classes: Sequence[str] | None, folder: Path) -> None:
     state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / WEIGHTS_FILE).chmod(0o644)  # the library leaves it to its owner alone
-    told = {
+    described = {
         "model_type": MODEL_TYPE,
         "cfg": model.config.to_dict(),
         "classes": None if classes is None else list(classes),
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def with_head(model: Beats, classes: Sequence[str], seed: int = 0) -> Beats:

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from and_platform.backends.base import Floats
+from and_platform.backends.checkpoint_folder import check_folder, read_config
 from and_platform.backends.networks.optimising import Optimiser
 from and_platform.backends.networks.spectrograms import RATE, Spectrograms, normalised
+from and_platform.backends.weights import loading
 from and_platform.errors import InputError, WeightsMissingError
 
 if TYPE_CHECKING:
@@ -201,13 +203,16 @@ def load_pretrained(directory: str | Path) -> Pretrained:
         raise WeightsMissingError(
             f"{directory} holds no pretrained encoder ({RECORD} is missing); leave --pretrained out to make one"
         )
-    record: dict[str, Any] = json.loads((directory / RECORD).read_text("utf-8"))
-    sha256 = _sha256(directory / "model.safetensors")
-    if sha256 != record["weights_sha256"]:
-        raise InputError(f"the weights in {directory} are not those that {RECORD} tells of; pretrain again")
-    with quiet():
-        encoder = ASTModel.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
-        extractor = ASTFeatureExtractor.from_pretrained(directory)
+    check_folder(directory)
+    record = read_config(directory / RECORD)
+    with loading(str(directory)), quiet():
+        sha256 = _sha256(directory / "model.safetensors")
+        if sha256 != record["weights_sha256"]:
+            raise InputError(f"the weights in {directory} are not those that {RECORD} tells of; pretrain again")
+        encoder = ASTModel.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+        )
+        extractor = ASTFeatureExtractor.from_pretrained(directory, local_files_only=True)
     return Pretrained(encoder, extractor, record, sha256)
 
 

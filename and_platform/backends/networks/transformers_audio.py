@@ -14,25 +14,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from and_platform.backends.checkpoint_folder import check_folder
 from and_platform.backends.networks.base import Batch, LoadedNetwork, Waveform
 from and_platform.backends.networks.layers import LayerSpec
 from and_platform.backends.networks.resizing import resize_feed_forward
-from and_platform.backends.weights import find_weights, read_pickle
-from and_platform.errors import BackendError, MissingExtraError, WeightsMissingError
+from and_platform.backends.weights import LOCAL, find_weights, read_pickle, refuse_code, told
+from and_platform.errors import AndpError, BackendError, MissingExtraError, WeightsMissingError
 
 PRUNED = "Pruned"
 """What the names of classes with resized feed-forward layers begin with."""
 
 _LENGTHS = "n_samples"  # beside the model's inputs in a batch: the length of each clip before padding
 _MIN_SECONDS = 0.05  # shorter clips are padded with silence: feature extractors need at least one full window
-_WRAP = "wrap a network that transformers does not know in a function of yours: andp networks add NAME module:factory"
+_WRAP = "wrap a network that transformers does not know in a function of yours: andp networks add NAME FILE.py:factory"
 _CLAP = ("clap", "clap_audio_model")
 # with masks and the norm of their large variants
 _PADDING_PROOF = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
@@ -216,30 +216,31 @@ def load(source: str | Path) -> LoadedNetwork:
         The files are there and cannot be used.
     """
     try:
-        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoFeatureExtractor
     except ImportError as exc:
         raise MissingExtraError("transformers", "networks") from exc
 
     directory, origin = _locate(source)
     _check_file(directory, "config.json")
+    refuse_code()
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            config = AutoConfig.from_pretrained(directory, **LOCAL)
             plan = _plan(config, directory, str(source))
-            extractor = AutoFeatureExtractor.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            extractor = AutoFeatureExtractor.from_pretrained(directory, **LOCAL)
             model, info = plan.family.from_pretrained(
                 directory, config=plan.config, key_mapping=plan.keys or None, dtype=torch.float32,
                 output_loading_info=True, weights_only=True, local_files_only=True,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as exc:
+        _check_keys(model, plan, info, str(source))
+        kind = _KINDS.get(plan.config.model_type, TransformersNetwork)
+        network = kind(model, extractor, str(source), classifies=plan.classifies)
+    except AndpError:
+        raise
+    except Exception as exc:  # damaged files make the libraries raise nearly anything
         raise BackendError(
-            f"'{source}' cannot be loaded as an audio network ({_first_line(exc)}); download a damaged one again, and "
-            f"{_WRAP}"
+            f"'{source}' cannot be loaded as an audio network ({told(exc)}); download a damaged one again, and {_WRAP}"
         ) from exc
-    _check_keys(model, plan, info, str(source))
-    kind = _KINDS.get(plan.config.model_type, TransformersNetwork)
-    network = kind(model, extractor, str(source), classifies=plan.classifies)
     network.origin = origin
     return network
 
@@ -253,6 +254,7 @@ _KINDS: Mapping[str, type[TransformersNetwork]] = {
 def _locate(source: str | Path) -> tuple[Path, str]:
     path = Path(source).expanduser()
     if path.is_dir():
+        check_folder(path)
         return path, str(path.resolve())
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?", str(source)):
         raise WeightsMissingError(f"there is no directory '{source}'; give a folder that save_pretrained() wrote")
@@ -405,7 +407,3 @@ def _mask(valid: Tensor, n_positions: int) -> Tensor | None:
     if bool((valid == n_positions).all()):
         return None
     return torch.arange(n_positions, device=valid.device)[None, :] < valid[:, None]
-
-
-def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).strip().splitlines()), type(exc).__name__)
