@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from and_platform.backends.base import BackendRecipe, Clip, Floats
 from and_platform.backends.batching import BatchSize, by_length, is_out_of_memory, unit_rows
+from and_platform.backends.checkpoint_folder import check_folder
 from and_platform.backends.encoders import laion_worker
 from and_platform.backends.encoders.clap import check_clips, samples
 from and_platform.backends.encoders.scales import learned_scale, settle
@@ -279,6 +280,7 @@ def _tokenizer(folder: str | None) -> tuple[Path, str]:
             f"(hf download FacebookAI/roberta-base {' '.join(_TOKENIZER_FILES)} --local-dir DIR) and give tokenizer=DIR, "
             f"or set {TOKENIZER_VARIABLE}=DIR"
         )
+    check_folder(path)  # more than these files may be read
     total = hashlib.sha256()
     for name in _TOKENIZER_FILES:
         total.update((path / name).read_bytes())
