@@ -26,7 +26,23 @@ PARTS = frozenset(
 _DEEPEST_FOLDER = 4  # of a model's parts, as sentence-transformers nests them
 _MOST_BYTES = 64 * 2**20  # of a configuration; the index of a model with 100,000 tensors has 10 MB
 _DEEPEST = 64  # of nested values; libraries walk through them recursively
-_MOST = {"layers": 10_000, "labels": 1_000_000}
+_MOST_LAYERS = 10_000
+_MOST: Mapping[str, int] = {
+    # of what libraries make at once, whatever the weights are: far more than any network has
+    "num_labels": 1_000_000,
+    "sampling_rate": 1_000_000,
+    "feature_size": 100_000,
+    "num_mel_bins": 100_000,
+    "chunk_length": 100_000,
+    "chunk_length_s": 100_000,
+    "max_length_s": 100_000,
+    "n_fft": 1_000_000,
+    "fft_window_size": 1_000_000,
+    "hop_length": 1_000_000,
+    "n_samples": 100_000_000,
+    "nb_max_samples": 100_000_000,
+    "nb_max_frames": 10_000_000,
+}
 
 _IMPLEMENTATION = re.compile(r"(attn|attention|experts|moe)_implementation(_internal)?$")
 _ATTENTION = frozenset(["eager", "sdpa", "flex_attention", "paged|eager", "paged|sdpa"])
@@ -287,7 +303,7 @@ def _check_files(root: Path, file: Path, key: str, value: Any) -> None:
 
 
 def _check_size(root: Path, file: Path, key: str, value: Any) -> None:
-    most = _MOST["labels" if key == "num_labels" else "layers"]
+    most = _MOST.get(key, _MOST_LAYERS)
     if isinstance(value, int | float) and not isinstance(value, bool) and not value <= most:
         raise WeightsMissingError(f"'{file}' promises {key} = {_shown(value)}, more than {most:,}; download it again")
 
@@ -334,7 +350,7 @@ _CHECKS: list[tuple[Callable[[str], bool], _Check]] = [
     (lambda key: key in _TIMM_KEYS, _check_timm),
     (lambda key: key in _HUB_KEYS, _check_cached),
     (lambda key: key.endswith(("_file", "_files")) and key not in _PLACE_KEYS, _check_files),
-    (lambda key: key == "num_labels" or bool(_LAYERS.search(key)), _check_size),
+    (lambda key: key in _MOST or bool(_LAYERS.search(key)), _check_size),
     (lambda key: key == "activation_function", _check_activation),
 ]
 

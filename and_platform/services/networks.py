@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def add(
     directory = Path(location).expanduser()
     location = stored_location(location)
     loaded = load_network(location)
-    told = load_json(directory / "training.json") if (directory / "training.json").is_file() else {}
+    told = _training_record(directory / "training.json")
     return _store(
         engine, name, _source(location), location, loaded,
         trained_on or told.get("dataset"), held_out_fold if held_out_fold is not None else told.get("held_out_fold"),
@@ -86,6 +87,38 @@ def check_new_name(engine: sa.Engine, name: str) -> None:
     )
 
 
+def _training_record(file: Path) -> dict[str, Any]:
+    """What `andp networks train` wrote beside the weights; empty where it wrote nothing.
+
+    Raises
+    ------
+    InputError
+        The file holds something else.
+    """
+    if not file.is_file():
+        return {}
+    record = load_json(file)
+    if not isinstance(record, dict) or not _is_storable(record):
+        raise InputError(f"'{file}' is no record of a training; take it away, or train again")
+    kinds = {"dataset": str, "held_out_fold": int, "test_accuracy": int | float}
+    for key, kind in kinds.items():
+        value = record.get(key)
+        fits = value is None or (isinstance(value, kind) and not isinstance(value, bool))
+        if not fits or (isinstance(value, int) and abs(value) >= 2**31):
+            raise InputError(f"'{file}' has {ascii(value)[:80]} as {key}; mend it, or take the file away")
+    return record
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether the database takes a value as JSON: numbers that are finite, texts without NUL and lone surrogates."""
+    try:
+        written = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        written.encode()
+    except (ValueError, RecursionError):
+        return False
+    return "\\u0000" not in written
+
+
 def _source(location: str) -> str:
     """How a network is loaded: beats, transformers or factory."""
     from and_platform.backends.networks.beats import is_beats
@@ -100,7 +133,7 @@ def ensure_sample(engine: sa.Engine) -> Network:
     from and_platform.backends.networks import load_network
 
     directory = resource(f"networks/{SAMPLE}")
-    told = load_json(directory / "training.json")
+    told = _training_record(directory / "training.json")
     loaded = load_network(str(directory))
     return _store(engine, SAMPLE, "sample", SAMPLE, loaded, "sample", told.get("held_out_fold"), told)
 
@@ -116,6 +149,8 @@ def _store(
     extra: Mapping[str, Any],
 ) -> Network:
     default = {layer.name for layer in loaded.default_layers}
+    if not _is_storable(list(loaded.classes or [])):
+        raise InputError(f"class names of '{location}' hold characters that cannot be stored (NUL, lone surrogates)")
     with db.transaction(engine) as session:
         session.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('network:' || :name))"), {"name": name})
         there = session.scalars(sa.select(Network).where(Network.name == name)).one_or_none()

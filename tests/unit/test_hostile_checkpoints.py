@@ -103,6 +103,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"torch_dtype": "torch.hub"},
     {"num_hidden_layers": 10**9},
     {"num_labels": 10**12},
+    {"sampling_rate": 2**31},
 ]
 
 
@@ -155,10 +156,8 @@ def test_code_of_a_model_is_neither_run_nor_asked_for(
     (folder / "evil.py").write_text(code)
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text(code)
-    named = {
-        name: "evil.Evil"
-        for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "AutoFeatureExtractor")
-    }
+    kinds = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "AutoFeatureExtractor")
+    named: dict[str, Any] = dict.fromkeys(kinds, "evil.Evil")
     named["AutoTokenizer"] = ["evil.Evil", "evil.Evil"]
     for file in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
         if (folder / file).exists():
@@ -239,13 +238,14 @@ def test_a_kernel_is_not_fetched(ast: Path, tmp_path: Path) -> None:
     (package / "__init__.py").write_text(
         "import pathlib\n"
         f"def get_kernel(name, *a, **k): pathlib.Path({str(tmp_path / 'fetched')!r}).write_text(name)\n"
-        "class _Any:\n    def __init__(self, *a, **k): pass\n    def __getattr__(self, name): return _Any()\n    def __call__(self, *a, **k): return _Any()\n"
+        "class _Any:\n    def __init__(self, *a, **k): pass\n"
+        "    def __getattr__(self, name): return _Any()\n    def __call__(self, *a, **k): return _Any()\n"
         "    def __or__(self, other): return _Any()\n    def __iter__(self): return iter(())\n"
         "def __getattr__(name):\n    if name.startswith('__'): raise AttributeError(name)\n    return _Any\n"
     )
-    metadata = tmp_path / "site" / "kernels-0.99.0.dist-info"
+    metadata = tmp_path / "site" / "kernels-0.18.5.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.99.0\n")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.5\n")
     (metadata / "RECORD").write_text("kernels/__init__.py,,\n")
     code = (
         "import sys\nfrom and_platform.backends.networks import load_network\n"

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from and_platform.backends.base import Clip
+from and_platform.backends.checkpoint_folder import read_config
 from and_platform.backends.networks.base import Batch, LoadedNetwork
 from and_platform.backends.networks.checkpointing import (
     random_state,
@@ -381,7 +382,7 @@ def _check_options(
 def _check_descent(weights: Path, held_out_fold: int, dataset: object) -> None:
     """InputError where the network to start from was itself trained, by this platform, on the clips to be held out."""
     record = weights / RECORD
-    told = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    told = read_config(record) if record.is_file() else {}
     if dataset is not None and told.get("dataset") == dataset and told.get("held_out_fold") != held_out_fold:
         raise InputError(
             f"the network in {weights} has learned the clips of fold {held_out_fold} of {dataset} (fold "
