@@ -155,7 +155,7 @@ class Platform:
             return ingest(self.engine, made, name=name, progress=self.progress, run=run, **options)
 
     def add_network(self, name: str, location: str | Path, **options: Any) -> Network:
-        """Add a network: a `transformers` directory or hub id, or `module:factory`.
+        """Add a network: a `transformers` directory or hub id, `FILE.py:factory` or `module:factory`.
 
         Options are `trained_on` and `held_out_fold`, as of `andp networks add`.
         """

@@ -85,7 +85,7 @@ def run(name: str, command: str, home: Path) -> None:
         return
     print(f"andp {command}", flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "and_platform.cli.main", *words.split(), *(["--csv"] if name else [])],
+        [sys.executable, "-P", "-m", "and_platform.cli.main", *words.split(), *(["--csv"] if name else [])],
         env={**os.environ, "ANDP_HOME": str(home)}, stdout=subprocess.PIPE if name else None, text=True, check=True,
     )  # fmt: skip
     if name:

@@ -117,7 +117,10 @@ def main() -> None:
         click.echo(f"andp: {_one_line(exc)}", err=True)
         sys.exit(exc.exit_code)
     except UnicodeEncodeError as exc:  # a name of a file or a variable; the arguments were checked
-        click.echo(f"andp: {_not_utf8(exc.object)} is not UTF-8, and cannot be stored; rename it", err=True)
+        if exc.encoding == "utf-8":
+            click.echo(f"andp: {_not_utf8(exc.object)} is not UTF-8, and cannot be stored; rename it", err=True)
+        else:
+            click.echo(f"andp: the output cannot be written as {exc.encoding}; set PYTHONUTF8=1", err=True)
         sys.exit(InputError.exit_code)
     except BrokenPipeError:  # `andp … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -58,6 +58,15 @@ _RC: Any = {  # matplotlib names its keys one by one in a type
 }
 
 
+@cache
+def _parameters() -> Any:
+    """The platform's style over matplotlib's own defaults: a matplotlibrc in the working folder changes no figure."""
+    import matplotlib as mpl
+
+    own = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith("backend")}
+    return own | _RC
+
+
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in the platform's style: matplotlib reads it when a title or a legend is made, not when the axes are."""
 
@@ -65,7 +74,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         import matplotlib as mpl
 
-        with mpl.rc_context(_RC):
+        with mpl.rc_context(_parameters()):
             return draw(*args, **kwargs)
 
     return drawn
@@ -82,7 +91,7 @@ def new(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(_parameters()):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False, **options)
@@ -136,7 +145,7 @@ def render(figure: Figure, kind: str) -> bytes:
 
     stream = BytesIO()
     dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(_parameters()):
         figure.savefig(stream, format=kind, metadata=dated)
     return stream.getvalue()
 

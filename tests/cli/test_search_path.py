@@ -201,6 +201,17 @@ def test_an_argument_that_is_not_utf8_is_one_line(environment: dict[str, str], a
     assert said.count("\n") == 1
 
 
+def test_an_output_that_takes_no_unicode_is_one_line(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [str(ANDP), "sql", "SELECT 'é' AS x", "--csv"],
+        env={**environment, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, "andp: the output cannot be written as ascii; set PYTHONUTF8=1\n")
+
+
 def test_a_path_of_the_environment_that_is_not_utf8_is_no_traceback(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

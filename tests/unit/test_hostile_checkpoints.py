@@ -363,3 +363,13 @@ def test_a_configuration_that_is_none(ast: Path, content: bytes) -> None:
     with pytest.raises(WeightsMissingError):
         (ast / "preprocessor_config.json").write_bytes(b"[]")
         check_folder(ast)
+
+
+def test_a_command_tells_it_in_one_line(ast: Path, andp: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    edit(ast / "config.json", _attn_implementation="evil/kernel")
+    done = andp("networks", "add", "hostile", str(ast), check=False)
+    assert done.returncode == BackendError.exit_code
+    assert done.stderr.strip().count("\n") == 0
+    assert "config.json" in done.stderr
+    assert "evil/kernel" in done.stderr
+    assert "hostile" not in andp("networks", "list").stdout

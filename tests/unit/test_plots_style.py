@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,20 @@ def test_a_figure_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         style.save(figure, tmp_path / "file" / "a.png")
     with pytest.raises(InputError, match="end it with"):
         style.save(figure, tmp_path / "a.gif")
+
+
+def test_a_matplotlibrc_in_the_working_folder_changes_no_figure(tmp_path: Path) -> None:
+    """Matplotlib reads one where it starts, before the user's own."""
+    code = (
+        "import sys\nfrom and_platform.plots import style\n"
+        "@style.styled\ndef draw():\n    figure, axes = style.new()\n"
+        "    axes[0].plot([1, 2], [3, 4], 'o')\n    axes[0].set_title('title')\n    return figure\n"
+        "sys.stdout.buffer.write(style.render(draw(), 'png'))\n"
+    )
+    drawn = []
+    for lines in ("", "lines.markersize: 40\naxes.facecolor: red\ntext.usetex: True\nbackend: module://planted\n"):
+        (tmp_path / "matplotlibrc").write_text(lines)
+        done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        drawn.append(done.stdout)
+    assert drawn[0] == drawn[1]

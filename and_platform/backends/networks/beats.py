@@ -103,7 +103,7 @@ def load(source: str | Path) -> BeatsNetwork:
     try:
         described = read_config(path / CONFIG_FILE)
         config = BeatsConfig.of(described["cfg"])
-        classes = _class_names(described["classes"])
+        classes = _class_names(described["classes"], config)
         state = load_file(path / WEIGHTS_FILE)
     except AndpError:
         raise
@@ -115,11 +115,13 @@ def load(source: str | Path) -> BeatsNetwork:
     return _located(BeatsNetwork(beats.build(config, state, path), str(source), classes=classes), path)
 
 
-def _class_names(names: Any) -> list[str] | None:
+def _class_names(names: Any, config: BeatsConfig) -> list[str] | None:
     if names is None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("its classes are no list of names")
+    if config.finetuned_model and len(names) != config.predictor_class:
+        raise ValueError(f"it names {len(names)} classes and has {config.predictor_class}")
     return names
 
 
