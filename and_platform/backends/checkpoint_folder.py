@@ -73,6 +73,22 @@ _MODULE = re.compile(
     r"sentence_transformers\.(\w+\.)*(Asym|BoW|CLIPModel|CNN|Dense|Dropout|LSTM|LayerNorm|Normalize|Pooling|Router|"
     r"StaticEmbedding|Transformer|WeightedLayerPooling|WordEmbeddings|WordWeights)"
 )
+_CONFIGS = frozenset(
+    f"{name}.json"
+    for name in (
+        "adapter_config",
+        "audio_tokenizer_config",
+        "config",
+        "config_sentence_transformers",
+        "generation_config",
+        "open_clip_config",
+        "preprocessor_config",
+        "processor_config",
+        "router_config",
+        "tokenizer_config",
+        "video_preprocessor_config",
+    )
+)
 _SENTENCE_CONFIG = re.compile(r"sentence_[\w-]+_config\.json")
 _ARGUMENTS = frozenset(["model_args", "model_kwargs", "processor_kwargs", "tokenizer_args"])
 _KNOWN_ARGUMENTS = frozenset(
@@ -118,8 +134,10 @@ def check_folder(folder: Path) -> None:
             _check_modules(file, _read(file, list))
         elif name.endswith(".index.json"):
             _check_index(file, _read(file, dict))
-        elif name == "config.json" or name.endswith("_config.json"):
+        elif name in _CONFIGS or _SENTENCE_CONFIG.fullmatch(name):
             _check_config(root, file, _read(file, dict))
+        elif name.endswith("_config.json"):
+            _check_other(root, file)
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -213,6 +231,15 @@ def _check_config(root: Path, file: Path, content: dict[str, Any]) -> None:
         _check_arguments(file, content)
     if file.name == "adapter_config.json":
         _check_adapter(file, content)
+
+
+def _check_other(root: Path, file: Path) -> None:
+    """A file with the name of a configuration, such as a list of training data, which may be read or not."""
+    try:
+        content = _read(file, dict)
+    except BackendError:
+        return
+    _check_config(root, file, content)
 
 
 def _items(file: Path, content: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
