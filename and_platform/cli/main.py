@@ -65,9 +65,11 @@ class LazyGroup(click.Group):
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; results and errors only.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, to standard error.")
 @click.option(
-    "--env-file", type=click.Path(path_type=Path), metavar="FILE",
+    "--env-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="Read settings from the lines of FILE. Default: ANDP_ENV_FILE; a file .env is read only where it is named.",
-)  # fmt: skip
+)
 @click.pass_context
 def cli(ctx: click.Context, quiet: bool, verbose: bool, env_file: Path | None) -> None:
     """Find out what the neurons of an audio network do.

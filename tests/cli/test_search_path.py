@@ -18,11 +18,45 @@ ANDP = Path(sys.executable).parent / "andp"
 
 # Optional modules of the libraries in use, and names that child processes and tools look for.
 MODULES = (
-    "psycopg_c", "psycopg_pool", "mistral_common", "torchaudio", "torchvision", "kernels", "flash_attn", "accelerate_extra",
-    "sitecustomize", "usercustomize", "celeryconfig", "loky", "workers", "orjson", "ujson", "simplejson", "numexpr", "numba",
-    "bottleneck", "kenlm", "pyctcdecode", "librosa", "timm", "tiktoken", "blobfile", "triton", "bitsandbytes", "yappi",
-    "setproctitle", "eventlet", "gevent", "dotenv_extra", "env", "torch", "numpy", "click", "readline", "antigravity",
-)  # fmt: skip
+    "psycopg_c",
+    "psycopg_pool",
+    "mistral_common",
+    "torchaudio",
+    "torchvision",
+    "kernels",
+    "flash_attn",
+    "accelerate_extra",
+    "sitecustomize",
+    "usercustomize",
+    "celeryconfig",
+    "loky",
+    "workers",
+    "orjson",
+    "ujson",
+    "simplejson",
+    "numexpr",
+    "numba",
+    "bottleneck",
+    "kenlm",
+    "pyctcdecode",
+    "librosa",
+    "timm",
+    "tiktoken",
+    "blobfile",
+    "triton",
+    "bitsandbytes",
+    "yappi",
+    "setproctitle",
+    "eventlet",
+    "gevent",
+    "dotenv_extra",
+    "env",
+    "torch",
+    "numpy",
+    "click",
+    "readline",
+    "antigravity",
+)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -170,9 +204,13 @@ def test_a_deleted_working_folder_is_no_traceback(environment: dict[str, str], t
     gone = tmp_path / "gone"
     gone.mkdir()
     done = subprocess.run(
-        ["sh", "-c", f'rmdir "{gone}" && exec "{ANDP}" --help'], cwd=gone, capture_output=True, text=True,
-        env={**environment, "PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
+        ["sh", "-c", f'rmdir "{gone}" && exec "{ANDP}" --help'],
+        cwd=gone,
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -116,7 +116,11 @@ def test_a_network_of_a_file_is_loaded_from_another_folder(
         "print(networks.load(network).n_parameters)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=elsewhere, env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-P", "-c", code],
+        cwd=elsewhere,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout == "202\n", done.stderr

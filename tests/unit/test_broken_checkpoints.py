@@ -163,13 +163,25 @@ def test_pickles(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"encoder_layers": 10**9}, {"encoder_layers": 0}, {"encoder_attention_heads": 0}, {"embed_dim": -3}, {"embed_dim": "x"},
-        {"predictor_class": 10**15}, {"activation_fn": ["gelu"]}, {"dropout": float("nan")}, {"conv_pos_groups": 7},
-        {"feed_forward_sizes": []}, {"feed_forward_sizes": "ab"}, {"deep_norm": "yes"}, {"encoder_embed_dim": 10**7},
-        {"num_buckets": None}, {"max_distance": 10.5}, {"conv_pos": True},
+        {"encoder_layers": 10**9},
+        {"encoder_layers": 0},
+        {"encoder_attention_heads": 0},
+        {"embed_dim": -3},
+        {"embed_dim": "x"},
+        {"predictor_class": 10**15},
+        {"activation_fn": ["gelu"]},
+        {"dropout": float("nan")},
+        {"conv_pos_groups": 7},
+        {"feed_forward_sizes": []},
+        {"feed_forward_sizes": "ab"},
+        {"deep_norm": "yes"},
+        {"encoder_embed_dim": 10**7},
+        {"num_buckets": None},
+        {"max_distance": 10.5},
+        {"conv_pos": True},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_beats_of_odd_sizes(change: dict[str, Any], tmp_path: Path) -> None:
     file = beats_file(tmp_path)
     content = torch.load(file, weights_only=True)
@@ -181,10 +193,22 @@ def test_a_beats_of_odd_sizes(change: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "3", "null", '{"dataset": 3}', '{"held_out_fold": "x"}', '{"note": "\\u0000"}', '{"note": "\\ud800"}',
-                '{"test_accuracy": NaN}', "[" * 100_000, '{"held_out_fold": 1e400}', '{"held_out_fold": ' + "9" * 30 + "}"],
+    "content",
+    [
+        "[]",
+        "3",
+        "null",
+        '{"dataset": 3}',
+        '{"held_out_fold": "x"}',
+        '{"note": "\\u0000"}',
+        '{"note": "\\ud800"}',
+        '{"test_accuracy": NaN}',
+        "[" * 100_000,
+        '{"held_out_fold": 1e400}',
+        '{"held_out_fold": ' + "9" * 30 + "}",
+    ],
     ids=lambda text: text[:24],
-)  # fmt: skip
+)
 def test_a_record_of_training_that_is_none(content: str, tmp_path: Path, engine: Any) -> None:
     """`networks add` reads training.json beside the weights, and keeps what it says."""
     from and_platform.services import networks

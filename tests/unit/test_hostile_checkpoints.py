@@ -257,9 +257,12 @@ def test_a_kernel_is_not_fetched(ast: Path, tmp_path: Path) -> None:
     )
     edit(ast / "config.json", _attn_implementation="evil/kernel")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(ast)], capture_output=True, text=True, check=False,
+        [sys.executable, "-P", "-c", code, str(ast)],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])},
-    )  # fmt: skip
+    )
     assert done.stdout.count("refused") == 2, done.stderr
     assert not (tmp_path / "fetched").exists()
 
@@ -315,7 +318,7 @@ def test_modules_of_a_sentence_encoder(sentences: Path, kind: Any, path: str) ->
         ("open_clip_config.json", {"model_cfg": {"vision_cfg": {"timm_model_name": "hf-hub:evil/vision"}}}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_other_files_of_a_checkpoint(sentences: Path, secret: Path, file: str, values: dict[str, Any]) -> None:
     edit(sentences / file, **values)
     with (
@@ -328,13 +331,21 @@ def test_other_files_of_a_checkpoint(sentences: Path, secret: Path, file: str, v
 def test_what_published_checkpoints_say_is_no_harm(sentences: Path) -> None:
     """Stale paths of whoever made it, names of transformers' own, values without effect."""
     edit(
-        sentences / "config.json", _name_or_path="/home/someone/models/base", attn_implementation="sdpa", dtype="float32",
-        _attn_implementation=None, auto_map={"AutoModel": "modeling_bert.BertModel"}, cache_implementation="hybrid",
-    )  # fmt: skip
+        sentences / "config.json",
+        _name_or_path="/home/someone/models/base",
+        attn_implementation="sdpa",
+        dtype="float32",
+        _attn_implementation=None,
+        auto_map={"AutoModel": "modeling_bert.BertModel"},
+        cache_implementation="hybrid",
+    )
     edit(
-        sentences / "tokenizer_config.json", special_tokens_map_file="/root/.cache/huggingface/x", model_max_length=10**30,
-        tokenizer_file="/root/.cache/none", name_or_path="someone/base",
-    )  # fmt: skip
+        sentences / "tokenizer_config.json",
+        special_tokens_map_file="/root/.cache/huggingface/x",
+        model_max_length=10**30,
+        tokenizer_file="/root/.cache/none",
+        name_or_path="someone/base",
+    )
     edit(sentences / "sentence_bert_config.json", model_args={"attn_implementation": "eager"})
     create("encoder", f"sentence-transformers:{sentences}")
     (sentences / "data_config.json").write_text("[]")  # of the training, as all-MiniLM-L6-v2 has it
@@ -344,12 +355,28 @@ def test_what_published_checkpoints_say_is_no_harm(sentences: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"null", b"3", b'"x"', b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 3000 + b"1" + b"}" * 3000,
-     b'{"a":' * 100 + b"1" + b"}" * 100, b'{"num_hidden_layers": ' + b"9" * 6000 + b"}", b'{"num_labels": Infinity}',
-     b'{"num_hidden_layers": NaN}', b"\x00" * 100, b'{"model_type": "\\ud800"}', b'{"model_type": 3}', b'{"model_type": []}',
-     b'{"model_type": null, "architectures": 3}'],
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"3",
+        b'"x"',
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 3000 + b"1" + b"}" * 3000,
+        b'{"a":' * 100 + b"1" + b"}" * 100,
+        b'{"num_hidden_layers": ' + b"9" * 6000 + b"}",
+        b'{"num_labels": Infinity}',
+        b'{"num_hidden_layers": NaN}',
+        b"\x00" * 100,
+        b'{"model_type": "\\ud800"}',
+        b'{"model_type": 3}',
+        b'{"model_type": []}',
+        b'{"model_type": null, "architectures": 3}',
+    ],
     ids=lambda content: repr(content[:24]),
-)  # fmt: skip
+)
 def test_a_configuration_that_is_none(ast: Path, content: bytes) -> None:
     (ast / "config.json").write_bytes(content)
     for load in (
