@@ -28,17 +28,23 @@ def ordinal_alpha(ratings: ArrayLike) -> float | None:
     ----------
     Krippendorff, K. Computing Krippendorff's Alpha-Reliability. University of Pennsylvania, 2011.
     """
-    import krippendorff
-
     matrix = np.atleast_2d(np.asarray(ratings, np.float64))
     paired = matrix[:, (~np.isnan(matrix)).sum(axis=0) >= 2]
     if np.unique(paired[~np.isnan(paired)]).size < 2:
         return None
     low, high = SCALE
-    alpha = krippendorff.alpha(
-        reliability_data=paired, level_of_measurement="ordinal", value_domain=np.arange(low, high + 1)
-    )
-    return float(alpha)
+    # How often each thing was given each step: [things, steps].
+    given = (paired[:, :, np.newaxis] == np.arange(low, high + 1)).sum(axis=0).astype(np.float64)
+    raters = given.sum(axis=1)
+    pairs = np.einsum("tc,td->tcd", given, given) - given[:, :, np.newaxis] * np.eye(high - low + 1)
+    coincidences = (pairs / (raters - 1)[:, np.newaxis, np.newaxis]).sum(axis=0)
+    totals = coincidences.sum(axis=1)
+    # Ordinal distance of two steps: the ratings from one to the other, those at both ends counted half, squared.
+    middles = np.cumsum(totals) - totals / 2
+    distance = (middles[:, np.newaxis] - middles) ** 2
+    observed = (coincidences * distance).sum()
+    expected = (np.outer(totals, totals) * distance).sum() / (totals.sum() - 1)
+    return float(1 - observed / expected)
 
 
 def matrix_of(raters: ArrayLike, units: ArrayLike, ratings: ArrayLike) -> NDArray[np.float64]:

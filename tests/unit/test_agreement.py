@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,6 +30,38 @@ def test_alpha_by_hand() -> None:
     # Two raters, two things: (1, 2) and (2, 2). Values: one 1, three 2. Ordinal distance of 1 and 2: ((1 + 3) / 2)² = 4 =: d.
     # Observed: one of two pairs differs, d / 2. Expected: 3 of 6 pairs of different values, d / 2.
     assert ordinal_alpha([[1, 2], [2, 2]]) == pytest.approx(0.0)
+
+
+def by_pairs(ratings: list[list[float]]) -> float:
+    """Alpha as its definition says it, a pair at a time."""
+    things = [[value for value in thing if value == value] for thing in zip(*ratings, strict=True)]
+    things = [thing for thing in things if len(thing) > 1]
+    values = [value for thing in things for value in thing]
+
+    def distance(a: float, b: float) -> float:
+        low, high = min(a, b), max(a, b)
+        between = sum(low <= value <= high for value in values)
+        return (between - (values.count(low) + values.count(high)) / 2) ** 2
+
+    observed = sum(
+        distance(a, b) / (len(thing) - 1) for thing in things for (_, a), (_, b) in permutations(enumerate(thing), 2)
+    )
+    expected = sum(distance(a, b) for (_, a), (_, b) in permutations(enumerate(values), 2)) / (len(values) - 1)
+    return 1 - observed / expected
+
+
+def test_the_published_example_by_pairs() -> None:
+    assert ordinal_alpha(PUBLISHED) == pytest.approx(by_pairs(PUBLISHED))
+
+
+STEPS = st.one_of(st.integers(1, 5).map(float), st.just(_))
+
+
+@given(st.integers(2, 8).flatmap(lambda n: st.lists(st.lists(STEPS, min_size=n, max_size=n), min_size=2, max_size=5)))
+def test_alpha_is_its_definition(ratings: list[list[float]]) -> None:
+    alpha = ordinal_alpha(ratings)
+    if alpha is not None:
+        assert alpha == pytest.approx(by_pairs(ratings))
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=12))
