@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,10 +20,14 @@ from contextvars import ContextVar
 from typing import Any, Literal, TextIO
 
 from and_platform.errors import ConfigError
+from and_platform.masking import MASK, mask, masked, names_a_secret, shortened
+
+__all__ = ["FIELDS", "LONGEST_LINE", "MASK", "bound", "configure", "mask", "masked", "names_a_secret"]
 
 Format = Literal["text", "json"]
 FIELDS = ("run", "stage", "unit", "worker")
-MASK = "***"
+LONGEST_LINE = 32_768
+"""Characters of a line; the middle of a longer one is left out."""
 
 _NOTHING: Mapping[str, Any] = {}
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("andp_log_fields", default=_NOTHING)
@@ -74,62 +77,6 @@ class _Handler(logging.StreamHandler[TextIO]):
         return super().format(record)
 
 
-# ---------------------------------------------------------------------- secrets
-
-# The rule for URLs goes on to the last @ before a space or quote: rather a host too few than a password too many.
-_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s:@/?#]*:)[^\s\"'<>]*@", re.I), rf"\1{MASK}@"),
-    (
-        re.compile(r"(\bauthorization[\"']?\s*[=:]\s*[\"']?(?:(?:basic|bearer|token)\s+)?)[^\s\"',;]+", re.I),
-        rf"\1{MASK}",
-    ),
-    (re.compile(r"(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}", re.I), rf"\1{MASK}"),
-    (
-        re.compile(
-            r"((?:password|passwd|pwd|passphrase|secret|credential"
-            r"|(?:api|access|secret|private|signing)[_-]?key|(?:access|auth|refresh|session|api|hf|hub)[_-]?token|\btoken)"
-            r"[\"']?\s*[=:]\s*)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)}\]]+)",
-            re.I,
-        ),
-        rf"\1{MASK}",
-    ),
-    (re.compile(r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"), MASK),
-    (re.compile(r"\b(?:hf_|gh[opsur]_|github_pat_|glpat-|xox[abprs]-)[A-Za-z0-9_-]{16,}"), MASK),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
-    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), MASK),
-)
-
-
-def mask(text: str) -> str:
-    """The text without passwords in URLs and connection strings, bearer tokens, and API keys."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def names_a_secret(name: str) -> bool:
-    """Whether what stands under this name is a password or a key."""
-    return mask(f"{name}=x") != f"{name}=x"
-
-
-def masked(value: Any) -> Any:
-    """`mask` in all that a value of JSON holds; what stands under the name of a secret is one, whatever it looks like."""
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, Mapping):
-        # `{"password": "x"}` has the secret in a value of its own, so name and value are judged together.
-        return {key: _masked_member(str(key), member) for key, member in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [masked(member) for member in value]
-    return value
-
-
-def _masked_member(key: str, value: Any) -> Any:
-    if isinstance(value, str) and value and mask(joined := f"{key}={json.dumps(value)}") != joined:
-        return MASK if mask(value) == value else mask(value)
-    return masked(value)
-
-
 # ---------------------------------------------------------------------- how a line looks
 
 
@@ -147,7 +94,7 @@ class _Text(logging.Formatter):
         named = (("run ", "run"), ("", "stage"), ("unit ", "unit"))
         words = [f"{word}{value}" for word, name in named if (value := getattr(record, name)) is not None]
         record.about = f" [{' '.join(words)}]" if words else ""
-        return mask(super().format(record))
+        return shortened(mask(super().format(record)), LONGEST_LINE)
 
 
 def _json() -> logging.Formatter:
@@ -164,7 +111,8 @@ def _json() -> logging.Formatter:
 def _dumps(line: dict[str, Any], **options: Any) -> str:
     there = {key: value for key, value in line.items() if value is not None}
     ordered = {key: there.pop(key) for key in _FIRST if key in there} | there
-    return json.dumps(masked(ordered), **{**options, "ensure_ascii": False})
+    short = {key: shortened(value, LONGEST_LINE) if isinstance(value, str) else value for key, value in masked(ordered).items()}
+    return json.dumps(short, **{**options, "ensure_ascii": False})
 
 
 # ---------------------------------------------------------------------- setting it up

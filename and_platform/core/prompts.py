@@ -54,8 +54,8 @@ _SEVERAL_TASK = (
     "classnames on it, the best one first, separated by semicolons."
 )
 
-_ANSWER = re.compile(r"^\W*answer\W*?[:\-]\s*(?P<text>.*\S)", re.IGNORECASE | re.MULTILINE)
-_ANSWER_MARK = re.compile(r"^\W*answers?\W*?[:\-]", re.IGNORECASE | re.MULTILINE)
+_ANSWER = re.compile(r"^[^\w\n]{0,40}answer\W{0,40}?[:\-]\s{0,40}(?P<text>.*\S)", re.IGNORECASE | re.MULTILINE)
+_ANSWER_MARK = re.compile(r"^[^\w\n]{0,40}answers?\W{0,40}?[:\-]", re.IGNORECASE | re.MULTILINE)
 _LISTED = re.compile(r"^\s*(?:\(?\d+[.):]|[-*\u2022])\s*")
 _VERDICT_FIRST = re.compile(r"^\W*(?:answer\s*:\W*)?(?P<word>yes|no)\b[\s*\"',.:;!-]*", re.IGNORECASE)
 _VERDICT_LATER = re.compile(r"\b(?:the )?answer(?: is|:)\W*(?P<word>yes|no)\b", re.IGNORECASE)

@@ -15,7 +15,8 @@ REPEATED_WORDS = 8
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _LIST_ITEM = re.compile(r"^\s*(?:\(?\d{1,2}[.):]+|[-*\u2022\u2013\u2014])\s+(?P<text>\S.*)$")
-_EMPHASIS = re.compile(r"\*\*|__|`|^\s*#+\s*", re.MULTILINE)
+# White space is read as a whole, so that no position in it is a beginning of its own.
+_EMPHASIS = re.compile(r"\*\*|__|`|^#+\s*|(?P<space>\s+)(?P<heading>#+\s*)?", re.MULTILINE)
 _INTERJECTION = re.compile(
     r"^(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|great|hello|hi)\b(?:[!,.:]+\s*|$)",
     re.IGNORECASE,
@@ -87,7 +88,7 @@ def clean_points(answer: str, min_words: int = 6) -> list[str]:
     """
     points: list[str] = []
     in_item = False
-    for line in _EMPHASIS.sub("", answer.replace("\u2019", "'")).splitlines():
+    for line in _EMPHASIS.sub(_unmarked, answer.replace("\u2019", "'")).splitlines():
         item = _LIST_ITEM.match(line)
         if item:
             points.append(item["text"].strip())
@@ -98,6 +99,14 @@ def clean_points(answer: str, min_words: int = 6) -> list[str]:
         in_item = bool(item) or (in_item and bool(line.strip()))
     kept = (_INTERJECTION.sub("", point).strip() for point in points if not _is_small_talk(point))
     return [point[:1].upper() + point[1:] for point in kept if len(_WORD.findall(point)) >= max(min_words, 1)]
+
+
+def _unmarked(mark: re.Match[str]) -> str:
+    """Return what stays of a mark of emphasis, of a heading's mark with the empty lines before it, or of white space."""
+    if mark["space"] is None or (mark["heading"] and mark.start() == 0):
+        return ""
+    first, newline, _ = mark["space"].partition("\n")
+    return first + newline if mark["heading"] and newline else mark.group()
 
 
 def _is_small_talk(sentence: str) -> bool:

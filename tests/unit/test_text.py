@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from and_platform.core import text as text_module
 from and_platform.core.text import clean_points, cut_repeats, names_label, split_sentences
 
 ANSWER = """Sure! Here are the commonalities among the descriptions:
@@ -113,3 +116,10 @@ def test_cutting_keeps_a_beginning(text: str) -> None:
 )
 def test_captions_that_name_a_label(caption: str, labels: list[str], expected: bool) -> None:
     assert names_label(caption, labels) is expected
+
+
+@given(st.text(alphabet=" \n\t#*_`ab", max_size=40))
+def test_marks_of_markdown_go_as_one_pattern_would_take_them(text: str) -> None:
+    # The pattern that says it best is quadratic in empty lines.
+    plain = re.sub(r"\*\*|__|`|^\s*#+\s*", "", text, flags=re.MULTILINE)
+    assert text_module._EMPHASIS.sub(text_module._unmarked, text) == plain

@@ -26,7 +26,9 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 # Words that are quoted at the start and followed by others are heard: '"Sorry," a man says.'
-_QUOTED = re.compile(r"""^\W*(?:["\u201c][^"\u201d]*["\u201d]|['\u2018].*?[,.!?]['\u2019])\W*\w""", re.DOTALL)
+_QUOTED = re.compile(
+    r"""^\W{0,20}(?:["\u201c][^"\u201d]{0,500}["\u201d]|['\u2018].{0,500}?[,.!?]['\u2019])\W{0,20}\w""", re.DOTALL
+)
 _SHOWN = 80
 
 

@@ -105,9 +105,10 @@ def inline_svg(text: str, name: str, title: str) -> str:
     from markupsafe import escape
 
     body = text[text.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    before, metadata, rest = body.partition("<metadata>")
+    body = before + rest.partition("</metadata>")[2] if metadata else body
     body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
+    body = re.sub(r"url\(#([^)\s]{1,200})\)", rf"url(#{name}-\1)", body)
     body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
     # What is under it is the page's.
     body = body.replace('style="fill: #ffffff"', 'style="fill: none"')
