@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, TextIO
 
 from and_platform.errors import ConfigError
+from and_platform.escaping import for_terminal
 from and_platform.masking import MASK, mask, masked, names_a_secret, shortened
 
 __all__ = ["FIELDS", "LONGEST_LINE", "MASK", "bound", "configure", "mask", "masked", "names_a_secret"]
@@ -94,7 +95,7 @@ class _Text(logging.Formatter):
         named = (("run ", "run"), ("", "stage"), ("unit ", "unit"))
         words = [f"{word}{value}" for word, name in named if (value := getattr(record, name)) is not None]
         record.about = f" [{' '.join(words)}]" if words else ""
-        return shortened(mask(super().format(record)), LONGEST_LINE)
+        return for_terminal(shortened(mask(super().format(record)), LONGEST_LINE))
 
 
 def _json() -> logging.Formatter:
@@ -111,7 +112,10 @@ def _json() -> logging.Formatter:
 def _dumps(line: dict[str, Any], **options: Any) -> str:
     there = {key: value for key, value in line.items() if value is not None}
     ordered = {key: there.pop(key) for key in _FIRST if key in there} | there
-    short = {key: shortened(value, LONGEST_LINE) if isinstance(value, str) else value for key, value in masked(ordered).items()}
+    short = {
+        key: shortened(value, LONGEST_LINE) if isinstance(value, str) else value
+        for key, value in masked(ordered).items()
+    }
     return json.dumps(short, **{**options, "ensure_ascii": False})
 
 

@@ -18,6 +18,11 @@ MASK = "***"
 _LONGEST_READ = 262_144
 """Characters of a text that are looked at; what is beyond is dropped, since nothing has looked for secrets there."""
 
+LONGEST_REASON = 4_000
+"""Characters of a reason that is stored."""
+LONGEST_DETAIL = 32_000
+"""Characters of what stands behind a reason: a traceback, an answer of a model."""
+
 # A name before a secret, a separator, and the secret.
 _NAME = (
     r"(?:password|passwd|pwd|passphrase|passcode|secret|credentials?|connection[_-]?string"
@@ -36,7 +41,9 @@ _QUERY = (
     r"(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|signature|sig|awsaccesskeyid"
     r"|key-pair-id|policy|auth|jwt|code|key|apikey|token|subscription-key)"
 )
-_FLAG = r"(?:api-?key|access-?key|secret-?key|password|passwd|pass|token|secret|[a-z]{1,20}-(?:key|token|password|secret))"
+_FLAG = (
+    r"(?:api-?key|access-?key|secret-?key|password|passwd|pass|token|secret|[a-z]{1,20}-(?:key|token|password|secret))"
+)
 
 Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
@@ -81,20 +88,26 @@ _RULES: tuple[Rule, ...] = (
     (re.compile(r"(\bbearer\s{1,8})[A-Za-z0-9._~+/=-]{8,}", re.I), rf"\1{MASK}"),
     (re.compile(rf"([?&;]{_QUERY}=)[^\s&\"'<>;]{{1,8192}}", re.I), rf"\1{MASK}"),
     (
-        re.compile(rf"((?<![\w-])--?{_FLAG}(?:\"|')?[\s=,]{{1,4}})(?!-)(?:[\"'][^\"'\n]{{0,8192}}[\"']?|[^\s\"',;)\]]+)", re.I),
+        re.compile(
+            rf"((?<![\w-])--?{_FLAG}(?:\"|')?[\s=,]{{1,4}})(?!-)(?:[\"'][^\"'\n]{{0,8192}}[\"']?|[^\s\"',;)\]]+)", re.I
+        ),
         rf"\1{MASK}",
     ),
     (re.compile(r"(\s--?u(?:ser)?[ =][\"']?[^\s:\"'/]{1,128}:)[^\s\"']{1,8192}"), rf"\1{MASK}"),
     (
-        re.compile(
-            rf"({_NAME}(?:{_QUOTE})?\s{{0,8}}(?:[=:]|%3[ad])\s{{0,8}})(?!{re.escape(MASK)}){_VALUE}", re.I
-        ),
+        re.compile(rf"({_NAME}(?:{_QUOTE})?\s{{0,8}}(?:[=:]|%3[ad])\s{{0,8}})(?!{re.escape(MASK)}){_VALUE}", re.I),
         rf"\1{MASK}",
     ),
     (re.compile(r"(\b(?:password|identified by)\s{1,8})'(?:[^'\n]|''){0,8192}'?", re.I), rf"\1{MASK}"),
     (re.compile(r"(\blogin\s{1,8}\S{1,255}\s{1,8}password\s{1,8})\S{1,8192}", re.I), rf"\1{MASK}"),  # .netrc
-    (re.compile(r"^([^\s:]{1,255}:(?:\d{4,5}|\*):[^\s:]{1,255}:[^\s:]{1,255}:)\S{1,8192}$", re.M), rf"\1{MASK}"),  # .pgpass
-    (re.compile(r"(hooks\.slack\.com/(?:services|workflows)/|discord(?:app)?\.com/api/webhooks/)[\w/-]{1,8192}"), rf"\1{MASK}"),
+    (
+        re.compile(r"^([^\s:]{1,255}:(?:\d{4,5}|\*):[^\s:]{1,255}:[^\s:]{1,255}:)\S{1,8192}$", re.M),
+        rf"\1{MASK}",
+    ),  # .pgpass
+    (
+        re.compile(r"(hooks\.slack\.com/(?:services|workflows)/|discord(?:app)?\.com/api/webhooks/)[\w/-]{1,8192}"),
+        rf"\1{MASK}",
+    ),
     (re.compile(r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"), MASK),
     (re.compile(r"\b(?:sk|pk|rk|whsec)_(?:live_|test_)?[A-Za-z0-9]{16,}"), MASK),
     (
@@ -122,6 +135,11 @@ def mask(text: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text
+
+
+def reason_of(text: str, longest: int = LONGEST_REASON) -> str:
+    """Return why something failed, as it may be stored and shown: without secrets, and bounded."""
+    return shortened(mask(text), longest)
 
 
 def shortened(text: str, longest: int) -> str:

@@ -48,7 +48,9 @@ _IMPLEMENTATION = re.compile(r"(attn|attention|experts|moe)_implementation(_inte
 _ATTENTION = frozenset(["eager", "sdpa", "flex_attention", "paged|eager", "paged|sdpa"])
 _FLASH = re.compile(r"(paged\|)?flash_attention_[0-9]")
 _EXPERTS = frozenset(["eager", "batched_mm", "grouped_mm"])
-_CLASS = re.compile(r"(sentence_transformers\.[\w.]{1,200}\.)?\w{0,200}(Tokenizer|Processor|Extractor|Backend)\w{0,200}")
+_CLASS = re.compile(
+    r"(sentence_transformers\.[\w.]{1,200}\.)?\w{0,200}(Tokenizer|Processor|Extractor|Backend)\w{0,200}"
+)
 _CLASS_KEYS = frozenset(
     [
         "audio_processor_type",

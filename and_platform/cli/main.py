@@ -15,6 +15,7 @@ from and_platform import logs
 from and_platform.cli.search_path import close_search_path
 from and_platform.config import name_env_file, settings
 from and_platform.errors import AndpError, InputError
+from and_platform.escaping import for_terminal
 
 # name -> module; the module's attribute `command` is the click command or group.
 COMMANDS = {
@@ -104,7 +105,7 @@ def main() -> None:
         _check_arguments(sys.argv[1:])
         cli.main(prog_name="andp", standalone_mode=False)
     except AndpError as exc:
-        click.echo(f"andp: {logs.mask(str(exc))}", err=True)
+        click.echo(f"andp: {for_terminal(logs.mask(str(exc)))}", err=True)
         sys.exit(exc.exit_code)
     except click.exceptions.Abort as exc:
         if isinstance(exc.__cause__, KeyboardInterrupt):
@@ -116,7 +117,7 @@ def main() -> None:
         exc.show()
         sys.exit(exc.exit_code)
     except click.ClickException as exc:
-        click.echo(f"andp: {_one_line(exc)}", err=True)
+        click.echo(f"andp: {for_terminal(logs.mask(_one_line(exc)), keep='')}", err=True)
         sys.exit(exc.exit_code)
     except UnicodeEncodeError as exc:  # a name of a file or a variable; the arguments were checked
         if exc.encoding == "utf-8":

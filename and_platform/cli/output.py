@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from pgvector import HalfVector, SparseVector, Vector
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,6 +31,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from and_platform.escaping import csv_writer, for_json_on_terminal, for_spreadsheet, for_terminal
 from and_platform.plots import style
 
 if TYPE_CHECKING:
@@ -45,14 +46,32 @@ _PIPED_WIDTH = 220
 """Columns where nothing tells the width: a line of a table stays a line in a file."""
 
 
+class _SafeConsole(Console):
+    """Prints texts of others without what a terminal obeys; the styles are ours."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(_safe, objects), **options)
+
+
+def _safe(value: Any) -> Any:
+    if isinstance(value, str):
+        return for_terminal(value)
+    if isinstance(value, Text):
+        plain = for_terminal(value.plain)
+        return value if plain == value.plain else Text(plain, style=value.style)  # spans would be at other places
+    if isinstance(value, Padding):
+        return Padding(_safe(value.renderable), (value.top, value.right, value.bottom, value.left), style=value.style)
+    return value
+
+
 def console() -> Console:
     """Standard output, for results."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    return _SafeConsole(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def messages() -> Console:
     """Standard error, for everything that is not a result."""
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
+    return _SafeConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
 
 
 def format_options(command: Command) -> Command:
@@ -103,11 +122,20 @@ def show_rows(
         messages().print(empty)
     else:
         table = Table(
-            title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+            title=None if title is None else Text(for_terminal(title)),
+            title_justify="left",
+            title_style="bold",
+            header_style="bold",
+            box=None,
+            pad_edge=False,
         )
         numeric = {name: all(isinstance(row[name], int | float | Decimal | None) for row in rows) for name in rows[0]}
         for name in rows[0]:
-            table.add_column(name.replace("_", " "), justify="right" if numeric[name] else "left", overflow="fold")
+            table.add_column(
+                Text(for_terminal(name.replace("_", " "), keep="")),
+                justify="right" if numeric[name] else "left",
+                overflow="fold",
+            )
         for row in rows:
             table.add_row(*(Text(cell(value)) for value in row.values()))
         console().print(table)
@@ -130,25 +158,25 @@ def cell(value: Any) -> str:
         case datetime():
             return value.strftime("%Y-%m-%d %H:%M")
         case dict():
-            return json.dumps(_plain(value), ensure_ascii=False)
+            return for_json_on_terminal(json.dumps(_plain(value), ensure_ascii=False))
         case bytes() | HalfVector() | SparseVector() | Vector():
             return str(_plain(value))
         case _:
-            return str(value)
+            return for_terminal(str(value), keep="\n")
 
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output; what JSON has no number for (NaN, infinities) is null."""
-    click.echo(json.dumps(_plain(value), ensure_ascii=False, indent=2, allow_nan=False))
+    click.echo(for_json_on_terminal(json.dumps(_plain(value), ensure_ascii=False, indent=2, allow_nan=False)))
 
 
 def print_csv(rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
-    """Rows as CSV on standard output; arrays are joined with ';', objects are JSON."""
+    """Rows as CSV on standard output; arrays are joined with ';', objects are JSON; texts are no formulas."""
     names = list(rows[0]) if rows else list(columns)
     if not names:
         return
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(names)
+    writer = csv_writer(sys.stdout)
+    writer.writerow([_csv_cell(name) for name in names])
     writer.writerows([_csv_cell(row[name]) for name in names] for row in rows)
 
 
@@ -160,6 +188,9 @@ def _csv_cell(value: Any) -> Any:
             return json.dumps(_plain(value), ensure_ascii=False)
         case bytes() | HalfVector() | SparseVector() | Vector():
             return _plain(value)
+        case str():
+            safe = for_spreadsheet(value)
+            return for_terminal(safe) if sys.stdout.isatty() else safe
         case _:
             return value
 

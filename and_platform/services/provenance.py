@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
-from and_platform import db, logs
+from and_platform import db, logs, masking
 from and_platform.backends.base import BackendRecipe
 from and_platform.schema import Failure, FinishedLayer, Recipe, Run
 
@@ -157,7 +157,7 @@ def _finish(engine: sa.Engine, handle: RunHandle, outcome: str, error: str | Non
                 sa.update(Run)
                 .where(Run.id == handle.id)
                 .values(
-                    outcome=outcome, error=None if error is None else logs.mask(error), counts=handle.counts,
+                    outcome=outcome, error=None if error is None else masking.reason_of(error), counts=handle.counts,
                     finished_at=sa.func.now(), dissection_id=handle.dissection_id,
                 )
             )  # fmt: skip
@@ -227,8 +227,9 @@ def record_failure(
 ) -> None:
     """Keep why a unit of work failed; a unit that fails again is updated, not doubled."""
     statement = insert(Failure).values(
-        stage=stage, scope=scope, unit=storable(unit), reason=storable(logs.mask(reason)),
-        detail=None if detail is None else storable(logs.mask(detail)), run_id=run_id, clip_id=clip_id,
+        stage=stage, scope=scope, unit=storable(unit), reason=storable(masking.reason_of(reason)),
+        detail=None if detail is None else storable(masking.reason_of(detail, masking.LONGEST_DETAIL)),
+        run_id=run_id, clip_id=clip_id,
     )  # fmt: skip
     session.execute(
         statement.on_conflict_do_update(

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
-from and_platform import db, logs
+from and_platform import db, logs, masking
 from and_platform.config import settings
 from and_platform.errors import (
     ActivationError,
@@ -206,11 +206,11 @@ def _put_back(station: Station, found: Unit, package: str) -> None:
 def _told(exc: Exception) -> str:
     """An error in one line, without secrets."""
     told = str(exc) if isinstance(exc, AndpError) else f"{type(exc).__name__}: {exc}"
-    return logs.mask(told.partition("\n")[0])
+    return masking.reason_of(told.partition("\n")[0])
 
 
 def _failed(station: Station, found: Unit, exc: Exception, witness: Witness) -> None:
-    reason, trace = _told(exc), logs.mask("".join(tracebacks.format_exception(exc)))
+    reason, trace = _told(exc), masking.reason_of("".join(tracebacks.format_exception(exc)), masking.LONGEST_DETAIL)
     witness.failed(found, type(exc).__name__, exc)
     if "out of memory" in str(exc).lower() or isinstance(exc, MemoryError):
         station.models.clear()  # the next try, or the next unit, begins with all the memory there is

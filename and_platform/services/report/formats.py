@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -12,7 +11,10 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
+from and_platform.escaping import csv_writer, for_spreadsheet
+
 NOTHING = "–"
+
 
 _READS_AS_NUMBER = re.compile(r"[-−+–\d][-−+–\d.,/%\[\] ]*")
 
@@ -145,8 +147,8 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(rows[0])
+    writer = csv_writer(stream)
+    writer.writerow([_plain(key) for key in rows[0]])
     writer.writerows([_plain(row.get(key)) for key in rows[0]] for row in rows)
     return stream.getvalue()
 
@@ -157,6 +159,8 @@ def _plain(value: Any) -> Any:
             return ";".join(str(_plain(item)) for item in value)
         case Mapping():
             return json.dumps(value, ensure_ascii=False, default=str)
+        case str():
+            return for_spreadsheet(value)
         case _:
             return value
 
