@@ -115,6 +115,18 @@ class Settings(BaseSettings):
     decode_processes: int = 0
     """Processes that decode and measure audio; 0: one per core."""
 
+    longest_clip: Annotated[float, Field(gt=0)] = 86_400.0
+    """Seconds that a sound file may last; a longer one is a failure."""
+
+    highest_rate: Annotated[int, Field(gt=0)] = 1_000_000
+    """Samples a second that a sound file may have."""
+
+    most_channels: Annotated[int, Field(gt=0)] = 64
+    """Channels that a sound file may have."""
+
+    largest_clip: Annotated[int, Field(gt=0)] = 4_294_967_296
+    """Bytes of a sound file after decoding, 4 a sample of each channel: 3 hours of stereo at 44.1 kHz are 3.8e9."""
+
     materialise_cubes: bool = True
     """Keep the centred, cubed activations that `match_concepts(..., 'cos_cubed')` needs: 2 x the activations' size."""
 

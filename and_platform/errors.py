@@ -22,6 +22,7 @@ A message says what is wrong and what to do next; the CLI prints it as one line 
     │   ├── WeightsMissingError
     │   └── GenerationError      an LLM or captioner gave no usable answer
     ├── ActivationError          values that cannot be stored (not finite, beyond half range) or modules that are missing
+    ├── OutOfMemoryError         this machine has too little memory for the work
     └── IncompleteError          a result was asked for before its stage was complete
 """
 
@@ -137,6 +138,10 @@ class GenerationError(BackendError):
 
 class ActivationError(AndpError):
     """Activations that cannot be recorded: not finite, beyond half range, or a module that is missing."""
+
+
+class OutOfMemoryError(AndpError):
+    """This machine has too little memory for the work, whatever it is about."""
 
 
 class IncompleteError(AndpError):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from and_platform.config import settings
 from and_platform.errors import AudioError
 
 Floats = NDArray[np.float32]
@@ -40,6 +41,8 @@ CUT_PAGE = "truncated: the file ends in the middle of an Ogg page"
 NO_LAST_PAGE = "truncated: the last page of the Ogg stream is missing"
 
 _BLOCK_FRAMES = 1 << 16
+_HIGHEST_SAMPLE = 2.0**32
+"""Full scale is 1, or 2**31 where a program forgot to scale whole numbers; what is higher still is no sound."""
 _UNKNOWN_FRAMES = 1 << 48  # libsndfile reports nearly 2**63 frames for a FLAC that does not state its length
 _MP3_HEADERS = (b"Xing", b"Info")
 _STREAMED_SIZES = (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)  # written by programs that send a WAV through a pipe
@@ -91,9 +94,20 @@ def decode(path: Path, sha256: str | None = None) -> Decoded:
     ------
     AudioError
         With the reason and without the path; the kind of reason stands before a colon: missing, not a file,
-        no permission, unreadable, empty, text, not sound, truncated, truncated or damaged, no length,
-        no samples, not finite, changed.
+        no permission, unreadable, empty, text, not sound, truncated, truncated or damaged, no length, too long,
+        too large, too high a rate, too many channels, no samples, not finite, changed, cannot be decoded.
+    MemoryError
+        There is too little memory: no fault of the file, which is within the limits.
     """
+    try:
+        return _decode(path, sha256)
+    except (AudioError, MemoryError):
+        raise
+    except Exception as error:  # a library's fault is this file's failure, and no other's
+        raise AudioError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _decode(path: Path, sha256: str | None) -> Decoded:
     content = _read_bytes(path)
     if not content:
         raise AudioError(EMPTY)
@@ -105,16 +119,11 @@ def decode(path: Path, sha256: str | None = None) -> Decoded:
         _check_mp3(content)
     elif _is_text(content):
         raise AudioError(TEXT)
-    frames, rate = _decode_bytes(content)
-    not_finite = int(np.count_nonzero(~np.isfinite(frames)))
-    if not_finite:
-        raise AudioError(f"not finite: {not_finite} of {frames.size} samples are NaN or infinite")
-    n_frames, channels = frames.shape
-    waveform = frames[:, 0] if channels == 1 else frames.mean(axis=1, dtype=np.float32)
+    waveform, rate, channels = _decode_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, digest):
         raise AudioError(CHANGED)
-    return Decoded(np.ascontiguousarray(waveform), rate, channels, n_frames, digest)
+    return Decoded(waveform, rate, channels, waveform.size, digest)
 
 
 def load(path: Path, rate: int | None, sha256: str | None = None) -> tuple[Floats, int]:
@@ -160,6 +169,10 @@ def _read_bytes(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise AudioError(NOT_A_FILE)  # opening a named pipe would wait for ever
+        # No format takes more than 8 bytes for a sample, where decoding gives 4; a header comes on top.
+        largest = 2 * settings().largest_clip + (1 << 20)
+        if path.stat().st_size > largest:
+            raise AudioError(f"too large: the file has more than {largest:,} bytes; {_RAISE.format('LARGEST_CLIP')}")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise AudioError(MISSING) from error
@@ -169,8 +182,46 @@ def _read_bytes(path: Path) -> bytes:
         raise AudioError(f"unreadable: {error.strerror or error}") from error
 
 
-def _decode_bytes(content: bytes) -> tuple[Floats, int]:
-    """All frames [n_frames, channels] and the rate."""
+_RAISE = "cut it into shorter clips, or raise ANDP_{}"
+
+
+def _check_limits(frames: int, channels: int, rate: int) -> None:
+    """Raise AudioError where a sound is beyond the limits that the settings have."""
+    limits = settings()
+    if rate > limits.highest_rate:
+        raise AudioError(
+            f"too high a rate: {rate:,} Hz, the limit is {limits.highest_rate:,}; if it is true, raise ANDP_HIGHEST_RATE"
+        )
+    if channels > limits.most_channels:
+        raise AudioError(
+            f"too many channels: {channels:,}, the limit is {limits.most_channels:,}; if it is true, raise ANDP_MOST_CHANNELS"
+        )
+    if frames > limits.longest_clip * rate:
+        raise AudioError(
+            f"too long: {frames / rate:,.0f} s, the limit is {limits.longest_clip:,.0f} s; {_RAISE.format('LONGEST_CLIP')}"
+        )
+    if 4 * frames * channels > limits.largest_clip:
+        raise AudioError(
+            f"too large: {4 * frames * channels:,} bytes after decoding, the limit is {limits.largest_clip:,}; "
+            + _RAISE.format("LARGEST_CLIP")
+        )
+
+
+def _mixed(frames: Floats) -> Floats:
+    """One channel [n] of a block [n, channels]: their mean.
+
+    Raises
+    ------
+    AudioError
+        A sample is beyond what any sound has.
+    """
+    if frames.size and (highest := float(np.abs(frames).max())) > _HIGHEST_SAMPLE:
+        raise AudioError(f"not sound: a sample is {highest:.3g}, where full scale is 1")
+    return np.ascontiguousarray(frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32))
+
+
+def _decode_bytes(content: bytes) -> tuple[Floats, int, int]:
+    """The samples [n_frames], mixed, the rate and the number of channels."""
     import soundfile
 
     try:
@@ -183,19 +234,29 @@ def _decode_bytes(content: bytes) -> tuple[Floats, int]:
             raise AudioError(NO_SAMPLES)
         if promised > _UNKNOWN_FRAMES:
             raise AudioError(NO_LENGTH)
+        _check_limits(promised, sound.channels, sound.samplerate)
         # By blocks, so that a header that promises the moon does not make us allocate it.
         blocks: list[Floats] = []
+        decoded = not_finite = 0
         failure: Exception | None = None
         try:
-            blocks.extend(sound.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True))
+            for block in sound.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True):
+                decoded += len(block)
+                _check_limits(decoded, sound.channels, sound.samplerate)  # a header may lie
+                if wrong := int(np.count_nonzero(~np.isfinite(block))):
+                    not_finite += wrong
+                elif not not_finite:
+                    blocks.append(_mixed(block))
         except soundfile.LibsndfileError as error:
             failure = error
-        decoded = sum(len(block) for block in blocks)
         if failure is not None or decoded < promised:
             raise AudioError(
                 f"truncated or damaged: {decoded} of the {promised} promised samples could be decoded"
             ) from failure
-        return np.concatenate(blocks), sound.samplerate
+        if not_finite:
+            samples = decoded * sound.channels
+            raise AudioError(f"not finite: {not_finite} of {samples} samples are NaN or infinite")
+        return np.concatenate(blocks), sound.samplerate, sound.channels
 
 
 def _has_known_start(content: bytes) -> bool:

@@ -155,7 +155,8 @@ def _read_manifest(source: Source) -> Listing:
     name = root.name if file.stem.lower() in ("manifest", "metadata") else file.stem
     entries: list[Entry] = []
     for where, row in _rows(file):
-        path = _text(row.get("path"))
+        path = row.get("path")
+        path = None if isinstance(path, Mapping | list) else _text(path)
         entries.append((path or where, partial(_manifest_item, root, path, row)))
     if not entries:
         raise ManifestError(f"{file} has no rows")
@@ -163,6 +164,8 @@ def _read_manifest(source: Source) -> Listing:
 
 
 def _manifest_item(root: Path, path: str | None, row: Row) -> Item:
+    if _REFUSED in row:
+        raise ManifestError(str(row[_REFUSED]))
     if path is None:
         raise ManifestError("no path: the row's path is empty")
     extra = {key: _plain(value) for key, value in row.items() if key not in _COLUMNS}
@@ -205,8 +208,13 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ManifestError(f"cannot read {file}: {exc.strerror or exc}") from exc
 
 
+_LONGEST_FIELD = 64_000_000
+"""Characters of a field of CSV: a longer one is taken for a quote that was not closed. Texts have limits of their own."""
+
+
 def _csv_rows(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
         try:
@@ -226,9 +234,12 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as exc:
+                row = json.loads(line, parse_int=_bounded_int)
+            except json.JSONDecodeError as exc:
                 raise ManifestError(f"{file}, line {number}: not valid JSON ({exc})") from exc
+            except (RecursionError, ValueError) as exc:  # nested too deeply; a number of too many digits
+                yield f"line {number}", {"path": None, _REFUSED: f"line {number}: {exc}"}
+                continue
             if not isinstance(row, dict):
                 raise ManifestError(f"{file}, line {number}: expected an object with 'path', not {line.strip()[:40]}")
             yield f"line {number}", row
@@ -248,12 +259,23 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ManifestError(f"{file} is not a Parquet file, or it is damaged: {exc}") from exc
 
 
+_REFUSED = "\0refused"
+"""In the place of a row that cannot be read by itself: the reason. No column has such a name."""
+_MOST_DIGITS = 300
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits; the limit is {_MOST_DIGITS}")
+    return int(digits)
+
+
 def _labels(value: Any) -> list[str]:
     """Labels from a list, a JSON list in text, or text with ';' between them."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as exc:
+            value = json.loads(value, parse_int=_bounded_int)
+        except (ValueError, RecursionError) as exc:
             raise ManifestError(f"labels: not a valid JSON list: {value[:60]}") from exc
     if isinstance(value, str):
         value = value.split(";")
@@ -271,7 +293,7 @@ def _fold(value: Any) -> int | None:
         if not number.is_integer() or abs(number) >= 2**31:
             raise ValueError
     except ValueError as exc:
-        raise ManifestError(f"fold: '{text}' is not a whole number") from exc
+        raise ManifestError(f"fold: '{text[:60]}' is not a whole number") from exc
     return int(number)
 
 
@@ -282,14 +304,19 @@ def _text(value: Any) -> str | None:
     return str(value).strip() or None
 
 
-def _plain(value: Any) -> Any:
+_DEEPEST = 32
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON can hold it; None where there is nothing."""
+    if depth > _DEEPEST:
+        raise ManifestError(f"a column is nested deeper than {_DEEPEST} levels; give it flatter")
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     if value is None or isinstance(value, bool | int | float):
         return value
     return _text(value)
@@ -412,11 +439,15 @@ def _listing(source: Source, root: Path, name: str, entries: Iterable[Entry]) ->
     problems: list[tuple[str, str]] = []
     contained = _Contained(root)
     for unit, make in entries:
-        shown = unit.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+        shown = unit[:_LONGEST_PATH].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
         try:
             item = make()
+            _check_sizes(item)
         except ManifestError as exc:
             problems.append((shown, str(exc)))
+            continue
+        except Exception as exc:  # noqa: BLE001 (what one row holds must not keep the others out)
+            problems.append((shown, f"cannot be read: {type(exc).__name__}: {exc}"))
             continue
         if not _storable(item):
             problems.append(
@@ -429,6 +460,27 @@ def _listing(source: Source, root: Path, name: str, entries: Iterable[Entry]) ->
         else:
             items[item.path] = item
     return Listing(root, name, sorted(items.values(), key=lambda item: item.path), problems)
+
+
+_LONGEST_PATH = 4_096  # as of Linux, in bytes
+_LONGEST_LABEL = 500
+_MOST_LABELS = 1_000
+_LONGEST_CAPTION = 20_000
+_LARGEST_EXTRA = 1_000_000
+
+
+def _check_sizes(item: Item) -> None:
+    """Raise ManifestError where a text is longer than any that means something; the database has limits, too."""
+    sizes = (
+        ("path", len(item.path.encode("utf-8", "surrogateescape")), _LONGEST_PATH),
+        ("label", max(map(len, item.labels), default=0), _LONGEST_LABEL),
+        ("list of labels", len(item.labels), _MOST_LABELS),
+        ("caption", len(item.caption or ""), _LONGEST_CAPTION),
+        ("rest of the row", len(json.dumps(item.extra)), _LARGEST_EXTRA),
+    )
+    for what, size, limit in sizes:
+        if size > limit:
+            raise ManifestError(f"too long: the {what} has a size of {size:,}, the limit is {limit:,}; shorten it")
 
 
 def _relative(root: Path, path: str) -> str:

@@ -125,6 +125,9 @@ def main() -> None:
         else:
             click.echo(f"andp: the output cannot be written as {exc.encoding}; set PYTHONUTF8=1", err=True)
         sys.exit(InputError.exit_code)
+    except MemoryError:
+        click.echo("andp: memory ran out; close other programs, or give it less at a time, and run it again", err=True)
+        sys.exit(1)
     except BrokenPipeError:  # `andp … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -108,6 +108,8 @@ def parse_json(text: str) -> list[Concept]:
         items = json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as exc:
         raise ManifestError(f"line {exc.lineno}, column {exc.colno}: not valid JSON ({exc.msg})") from exc
+    except ValueError as exc:  # a number of thousands of digits
+        raise ManifestError(f"not a list of names: {exc}") from exc
     except RecursionError as exc:
         raise ManifestError("the JSON is nested too deeply; a concept file is a flat list") from exc
     if not isinstance(items, list):

@@ -457,7 +457,7 @@ def _captions_of(path: Path, content: bytes) -> dict[str, str]:
         else:
             rows = list(csv.DictReader(text.splitlines()))
         return {str(row["path"]).replace("\\", "/"): str(row["caption"]) for row in rows}
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ManifestError(
             f"{path} does not hold captions; give JSON (path -> caption, or objects with path and caption) "
             f"or CSV with the columns path, caption"

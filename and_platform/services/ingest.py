@@ -6,6 +6,7 @@ is retired, because what was computed from it stays true of what it was. A conte
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from and_platform import db
 from and_platform.backends import audio
 from and_platform.backends.datasets import Item, Listing, Source, read
 from and_platform.config import settings
-from and_platform.errors import ConflictError, InputError
+from and_platform.errors import ConflictError, DatabaseError, InputError
 from and_platform.schema import Clip, Dataset, Failure
 from and_platform.services import locks
 from and_platform.services.datasets import live as live_clips
@@ -226,8 +227,7 @@ class _Ingest:
             while batch := [
                 (*dispatched.popleft(), self._told(advance, outcome)) for outcome in islice(outcomes, BATCH)
             ]:
-                with db.transaction(self.engine) as session:
-                    self._write(session, batch)
+                self._keep(batch)
         with db.transaction(self.engine) as session:
             self._finish(session)
 
@@ -259,6 +259,25 @@ class _Ingest:
                 row = _Row(id_, path, sha256, live, dict(zip(_ABOUT, values, strict=True)))
                 found.setdefault(path, []).append(row)
         return found
+
+    def _keep(self, batch: Sequence[tuple[Item, list[_Row], Outcome]]) -> None:
+        """Write a batch; where the database refuses a value, each clip for itself, and the one at fault as a failure."""
+        counted, gone = copy.deepcopy(vars(self.report)), list(self.gone)
+        try:
+            with db.transaction(self.engine) as session:
+                self._write(session, batch)
+            return
+        except (sa.exc.DBAPIError, DatabaseError) as exc:
+            if (reason := _refusal_of_value(exc)) is None:
+                raise
+            vars(self.report).update(counted)
+            self.gone = gone
+        if len(batch) > 1:
+            for one in batch:
+                self._keep([one])
+            return
+        with db.transaction(self.engine) as session:
+            self._fail(session, batch[0][0].path, Broken(f"the database refuses it: {reason}"))
 
     def _write(self, session: Session, batch: Sequence[tuple[Item, list[_Row], Outcome]]) -> None:
         """One transaction: retire what changed, then bring in what is new, in order of path."""
@@ -347,6 +366,14 @@ class _Ingest:
         report.audio_s = (
             session.scalar(sa.select(sa.func.coalesce(sa.func.sum(Clip.duration_s), 0.0)).where(mine)) or 0.0
         )
+
+
+def _refusal_of_value(exc: Exception) -> str | None:
+    """The server's words where it refuses what a row holds: not of its type (class 22), or beyond a limit of it (54)."""
+    error = exc if isinstance(exc, sa.exc.DBAPIError) else exc.__cause__
+    original = getattr(error, "orig", None)
+    state = getattr(original, "sqlstate", None) or ""
+    return str(original).splitlines()[0] if state[:2] in ("22", "54") else None
 
 
 def _retire(session: Session, ids: Sequence[int]) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from and_platform.backends.audio import decode
 from and_platform.core.acoustics import describe_features, measure
-from and_platform.errors import AudioError, BackendError
+from and_platform.errors import AudioError, BackendError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from loky import ProcessPoolExecutor
@@ -66,11 +66,17 @@ class Broken:
     detail: str | None = None
 
 
+@dataclass(frozen=True)
+class Exhausted:
+    """Memory ran out while the file was measured."""
+
+
 Outcome = Measured | Known | Broken
-Work = Callable[[Job], Outcome]
+Attempt = Outcome | Exhausted
+Work = Callable[[Job], Attempt]
 
 
-def measure_file(job: Job) -> Outcome:
+def measure_file(job: Job) -> Attempt:
     """Decode and measure one file; whatever is wrong with it is told, not raised."""
     try:
         if job.known and (digest := _digest(job.path)) in job.known:
@@ -83,11 +89,21 @@ def measure_file(job: Job) -> Outcome:
     except AudioError as exc:
         return Broken(str(exc))
     except MemoryError:
-        return Broken("too large: it does not fit into memory; cut it into shorter clips")
+        return Exhausted()
     except Exception as exc:  # noqa: BLE001 (a fault of ours or of a library must cost one clip, and be seen)
         return Broken(f"cannot be measured: {type(exc).__name__}: {exc}", traceback.format_exc())
+    if wrong := [name for name, value in {**acoustics, **features}.items() if not _is_measure(value)]:
+        return Broken(f"cannot be measured: its {', '.join(wrong)} is not finite; look at the samples of the file")
     columns = {"sample_rate": decoded.rate, "channels": decoded.channels, **acoustics, "features": features}
     return Measured(decoded.sha256, columns)
+
+
+def _is_measure(value: float | None) -> bool:
+    """Whether Postgres can hold it as `real`: finite, and within the range of single precision."""
+    return value is None or abs(value) < _LARGEST_REAL
+
+
+_LARGEST_REAL = 3.4e38
 
 
 def measured(jobs: Iterable[Job], processes: int, work: Work = measure_file) -> Generator[Outcome, None, None]:
@@ -99,9 +115,11 @@ def measured(jobs: Iterable[Job], processes: int, work: Work = measure_file) -> 
     ------
     BackendError
         If worker processes do not start at all.
+    OutOfMemoryError
+        If memory runs out for a file that is measured alone.
     """
     remaining = iter(jobs)
-    ahead: deque[tuple[list[Job], Future[list[Outcome]]]] = deque()
+    ahead: deque[_Chunk] = deque()
     executor = _executor(processes)
     try:
         while True:
@@ -109,10 +127,11 @@ def measured(jobs: Iterable[Job], processes: int, work: Work = measure_file) -> 
                 ahead.append((chunk, _submit(executor, work, chunk)))
             if not ahead:
                 return
-            if not _died(ahead[0][1]):
-                yield from ahead.popleft()[1].result()
+            if not _died(ahead[0][1]) and not _exhausted(ahead[0][1]):
+                yield from _outcomes(ahead.popleft())
                 continue
-            # Everything under way is lost with the worker, and nobody knows whose fault it was.
+            # Everything under way is lost with the worker, and nobody knows whose fault it was. Where memory ran out,
+            # files that are measured one at a time may still fit.
             executor.shutdown(wait=True, kill_workers=True)
             yield from _one_by_one(work, ahead)
             ahead.clear()
@@ -121,29 +140,54 @@ def measured(jobs: Iterable[Job], processes: int, work: Work = measure_file) -> 
         executor.shutdown(wait=True, kill_workers=True)
 
 
-def _one_by_one(work: Work, ahead: Iterable[tuple[list[Job], Future[list[Outcome]]]]) -> Iterator[Outcome]:
+_Chunk = tuple[list[Job], "Future[list[Attempt]]"]
+
+# The kernel ends a process with SIGKILL where memory is short, and a damaged file makes a decoder end with another signal
+# (SIGSEGV, SIGABRT, SIGFPE). Nobody else sends SIGKILL to our workers, and if somebody did, no file would be at fault.
+_KILLED = "SIGKILL"
+
+
+def _one_by_one(work: Work, ahead: Iterable[_Chunk]) -> Iterator[Outcome]:
     """What is done already, and each other job on its own in a single worker: the one that kills it is known then."""
     executor = _executor(1)
     try:
         for chunk, future in ahead:
-            if not _died(future):
-                yield from future.result()
+            if not _died(future) and not _exhausted(future):
+                yield from _outcomes((chunk, future))
                 continue
             for job in chunk:
                 alone = _submit(executor, work, [job])
                 if not _died(alone):
-                    yield from alone.result()
+                    yield from _outcomes(([job], alone))
                     continue
                 how = re.search(r"exit codes of the workers are \{(.+?)\}", str(alone.exception()))
+                code = how.group(1) if how else "no exit code"
+                if _KILLED in code:
+                    raise _out_of_memory(job)
                 executor.shutdown(wait=True, kill_workers=True)
                 executor = _executor(1)
                 _check_workers(executor)
-                yield Broken(
-                    f"the decoder died on it ({how.group(1) if how else 'no exit code'}): the file is damaged, or too "
-                    "large for the memory; encode it again"
-                )
+                yield Broken(f"the decoder died on it ({code}): the file is damaged; encode it again")
     finally:
         executor.shutdown(wait=True, kill_workers=True)
+
+
+def _outcomes(chunk: _Chunk) -> Iterator[Outcome]:
+    for job, outcome in zip(chunk[0], chunk[1].result(), strict=True):
+        if isinstance(outcome, Exhausted):
+            raise _out_of_memory(job)
+        yield outcome
+
+
+def _exhausted(future: Future[list[Attempt]]) -> bool:
+    return any(isinstance(outcome, Exhausted) for outcome in future.result())
+
+
+def _out_of_memory(job: Job) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"memory ran out while {job.path.name} was measured alone; free some memory and run the same command again, which "
+        "goes on, or lower ANDP_LARGEST_CLIP so that such a file is left out"
+    )
 
 
 def _check_workers(executor: ProcessPoolExecutor) -> None:
@@ -165,27 +209,30 @@ def _executor(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, initializer=_begin_worker, initargs=(os.getpid(),), env=threads)
 
 
-def _submit(executor: ProcessPoolExecutor, work: Work, chunk: list[Job]) -> Future[list[Outcome]]:
+def _submit(executor: ProcessPoolExecutor, work: Work, chunk: list[Job]) -> Future[list[Attempt]]:
     from concurrent.futures.process import BrokenProcessPool
 
     try:
-        submitted: Future[list[Outcome]] = executor.submit(_work_on, work, chunk)
+        submitted: Future[list[Attempt]] = executor.submit(_work_on, work, chunk)
     except BrokenProcessPool as exc:  # it died while others were submitted
         submitted = Future()
         submitted.set_exception(exc)
     return submitted
 
 
-def _died(future: Future[list[Outcome]]) -> bool:
+def _died(future: Future[list[Attempt]]) -> bool:
     from concurrent.futures.process import BrokenProcessPool
 
-    return isinstance(future.exception(), BrokenProcessPool)
+    from loky.process_executor import ShutdownExecutorError
+
+    # The second is that of work which was under way when its workers were stopped, because memory ran out in another.
+    return isinstance(future.exception(), BrokenProcessPool | ShutdownExecutorError)
 
 
 # ---------------------------------------------------------------------- in the workers
 
 
-def _work_on(work: Work, chunk: list[Job]) -> list[Outcome]:
+def _work_on(work: Work, chunk: list[Job]) -> list[Attempt]:
     return [work(job) for job in chunk]
 
 

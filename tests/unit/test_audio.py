@@ -1,17 +1,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from and_platform.backends import audio
+from and_platform.backends.audio import decode
+from and_platform.config import settings
 from and_platform.errors import AudioError
+from and_platform.services.measuring import Broken, Job, Measured, measure_file
 
 RATE = 8000
 FORMATS = [("wav", "PCM_16"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")]
@@ -292,3 +299,114 @@ def test_resample_gives_the_length_it_promises(n: int, rate: int, target: int) -
     resampled = audio.resample(np.ones(n, np.float32), rate, target)
     assert resampled.shape == (max(1, round(n * target / rate)),)
     assert np.isfinite(resampled).all()
+
+
+def written(path: Path, samples: NDArray[np.float32], rate: int = 8_000, **options: Any) -> Path:
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "reason"),
+    [
+        ("ANDP_LONGEST_CLIP", "0.5", "too long: 1 s, the limit is 0 s"),
+        ("ANDP_HIGHEST_RATE", "7999", "too high a rate: 8,000 Hz"),
+        ("ANDP_MOST_CHANNELS", "1", "too many channels: 2"),
+        ("ANDP_LARGEST_CLIP", "63999", "too large: 64,000 bytes after decoding"),
+    ],
+)
+def test_limits_are_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: str, reason: str
+) -> None:
+    path = written(tmp_path / "a.wav", np.full((8_000, 2), 0.1, np.float32))
+    assert decode(path).n_frames == 8_000
+    monkeypatch.setenv(limit, value)
+    settings.cache_clear()
+    try:
+        with pytest.raises(AudioError, match=reason):
+            decode(path)
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+
+
+def test_a_header_may_not_promise_less_than_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "_check_limits", counting := Counting())
+    decode(written(tmp_path / "a.flac", np.full(200_000, 0.1, np.float32)))
+    assert counting.frames == [200_000, 65_536, 131_072, 196_608, 200_000]
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.frames: list[int] = []
+
+    def __call__(self, frames: int, channels: int, rate: int) -> None:
+        self.frames.append(frames)
+
+
+def test_a_small_file_that_decodes_to_a_large_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "bomb.flac", np.zeros(12_000_000, np.float32), 48_000)
+    assert path.stat().st_size < 60_000
+    monkeypatch.setenv("ANDP_LARGEST_CLIP", "40000000")
+    settings.cache_clear()
+    try:
+        with pytest.raises(AudioError, match="too large: 48,000,000 bytes after decoding, the limit is 40,000,000"):
+            decode(path)
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+
+
+def test_samples_that_no_sound_has(tmp_path: Path) -> None:
+    for level in (1e20, -3e38):
+        path = written(tmp_path / "a.wav", np.full(800, level, np.float32), subtype="FLOAT")
+        with pytest.raises(AudioError, match="not sound: a sample is "):
+            decode(path)
+    scaled = np.full(800, 2.0**31, np.float32)  # whole numbers that a program did not scale
+    assert decode(written(tmp_path / "b.wav", scaled, subtype="FLOAT")).waveform.max() == 2.0**31
+
+
+def _sounds() -> dict[str, bytes]:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(2_000).astype(np.float32)
+    made = {}
+    for kind, options in (
+        ("WAV", {}),
+        ("FLAC", {}),
+        ("OGG", {"subtype": "VORBIS"}),
+        ("MP3", {}),
+        ("WAV32", {"subtype": "FLOAT"}),
+    ):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, noise, 8_000, format=kind.removesuffix("32"), **options)
+        made[kind] = buffer.getvalue()
+    return made
+
+
+SOUNDS = _sounds()
+
+
+@given(
+    st.sampled_from(sorted(SOUNDS)), st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=12),
+    st.integers(0, 9_000), st.binary(max_size=40),
+)  # fmt: skip
+@hypothesis.settings(
+    max_examples=400, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_whatever_a_file_holds_it_is_sound_or_a_reason(
+    tmp_path: Path, kind: str, changes: list[tuple[int, int]], length: int, end: bytes
+) -> None:
+    content = bytearray(SOUNDS[kind])
+    for place, value in changes:
+        # Headers are where the harm is: most changes go there.
+        content[place % (len(content) if value % 3 == 0 else 64)] = value
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(content[: max(length, 1)]) + end)
+    outcome = measure_file(Job(path))
+    if isinstance(outcome, Measured):
+        numbers = [
+            value for value in {**outcome.columns, **outcome.columns["features"]}.values() if isinstance(value, float)
+        ]
+        assert np.isfinite(numbers).all()
+        assert outcome.columns["sample_rate"] <= 1_000_000
+    else:
+        assert isinstance(outcome, Broken) and outcome.reason and outcome.detail is None

@@ -15,18 +15,34 @@ import pytest
 import soundfile
 
 from and_platform.backends.audio import TEXT
-from and_platform.errors import BackendError
-from and_platform.services.measuring import AHEAD, CHUNK, Broken, Job, Known, Measured, Outcome, measure_file, measured
+from and_platform.errors import BackendError, OutOfMemoryError
+from and_platform.services.measuring import (
+    AHEAD,
+    CHUNK,
+    Attempt,
+    Broken,
+    Exhausted,
+    Job,
+    Known,
+    Measured,
+    Outcome,
+    measure_file,
+    measured,
+)
 
 
-def name_of(job: Job) -> Outcome:
+def name_of(job: Job) -> Attempt:
     """Stands for measuring; a file called 'killer' kills the worker, as a crash in a decoder does."""
     if job.path.name.startswith("killer"):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job.path.name.startswith("starved"):
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+    if job.path.name.startswith("refused"):
+        return Exhausted()
     return Known(job.path.name)
 
 
-def modules(job: Job) -> Outcome:
+def modules(job: Job) -> Attempt:
     measure_file(job)
     return Broken(",".join(name for name in ("torch", "sqlalchemy") if name in sys.modules))
 
@@ -59,9 +75,32 @@ def test_a_file_that_kills_its_worker_costs_only_itself() -> None:
     seen = hashes(list(measured([Job(Path(name)) for name in names], 2, name_of)))
     for place, name in enumerate(names):
         if name.startswith("killer"):
-            assert seen[place].startswith("the decoder died on it (SIGKILL(-9))")
+            assert seen[place].startswith("the decoder died on it (SIGSEGV(-11))")
         else:
             assert seen[place] == name
+
+
+@pytest.mark.parametrize("name", ["starved", "refused"])
+def test_memory_that_runs_out_is_no_fault_of_a_file(name: str) -> None:
+    names = ["0", "1", "2", "3", "4", name, *map(str, range(6, 20))]
+    seen: list[Outcome] = []
+    with pytest.raises(OutOfMemoryError, match=f"memory ran out while {name} was measured alone"):
+        seen.extend(measured([Job(Path(each)) for each in names], 2, name_of))
+    assert not [outcome for outcome in seen if isinstance(outcome, Broken)]
+
+
+def test_memory_that_ran_out_for_several_at_once_may_do_for_each(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"again-{number}") for number in range(12)]
+    seen = list(measured([Job(Path(name)) for name in names], 2, exhausted_once))
+    assert hashes(seen) == [Path(name).name for name in names]
+
+
+def exhausted_once(job: Job) -> Attempt:
+    """Stands for measuring where memory is short while others work."""
+    if job.path.name != "again-1" or job.path.exists():
+        return Known(job.path.name)
+    job.path.touch()
+    return Exhausted()
 
 
 def test_workers_that_never_live_are_an_error_not_a_broken_file(monkeypatch: pytest.MonkeyPatch) -> None:
