@@ -23,7 +23,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,12 @@ IsOurs = Callable[[str], bool]
 
 @contextmanager
 def folder(
-    target: Path, *, ours: IsOurs = lambda _name: False, keep_others: bool = False, replace: bool = True
+    target: Path,
+    *,
+    ours: IsOurs = lambda _name: False,
+    carry: Collection[str] = (),
+    keep_others: bool = False,
+    replace: bool = True,
 ) -> Iterator[Path]:
     """Give an empty folder to write into; when the block ends without an error, put it into the place of `target`.
 
@@ -64,6 +69,8 @@ def folder(
         The folder to write; it and its parents are made where they are missing.
     ours
         Whether an entry of that name in `target` is of a former output: it goes when the new one comes.
+    carry
+        Entries of `target` that belong to the new version too, as they are.
     keep_others
         Leave other entries of `target` where they are; without it they are an error.
     replace
@@ -77,14 +84,18 @@ def folder(
     place = _absolute(target)
     recover(target)
     check_folder(target)
-    with _one_line(target, place), _draft(place, inside=_inside(place, ours)) as draft:
+    with _one_line(target, place), _draft(place, inside=_inside(place, ours, carry)) as draft:
         yield draft.new
         _settle_modes(draft.new)
+        if draft.around != place:
+            _carry(place, draft.new, carry)
         if place.is_dir():
             _take_over(place, draft.new)
         _sync_tree(draft.new)
         with _locked(draft.around):
-            _check_entries(target, place, draft, ours, keep_others=keep_others, replace=replace)
+            others = _others(target, place, draft, ours, replace=replace) - set(carry)
+            if others and not (keep_others and draft.around == place):
+                raise InputError(f"'{target}' holds something else ({min(others)}); name another folder")
             if draft.around == place:
                 _put_entries(draft, ours)
             else:
@@ -209,16 +220,14 @@ def _check_writable(target: Path, place: Path) -> None:
         )
 
 
-def _check_entries(target: Path, place: Path, draft: _Draft, ours: IsOurs, *, keep_others: bool, replace: bool) -> None:
-    """Look at the target again just before it is replaced: somebody may have written to it since."""
+def _others(target: Path, place: Path, draft: _Draft, ours: IsOurs, *, replace: bool) -> set[str]:
+    """What else is in the target, looked at just before it is replaced: somebody may have written to it since."""
     _check_link(target)
     there = _entries(place)
     if there and not replace:
         raise InputError(f"'{target}' is not empty: another command has written it meanwhile; name a new folder")
     coming = {entry.name for entry in draft.new.iterdir()}
-    others = sorted(name for name in there if not ours(name) and name not in coming)
-    if others and not (keep_others and draft.around == place):
-        raise InputError(f"'{target}' holds something else ({others[0]}); name another folder")
+    return {name for name in there if not ours(name) and name not in coming}
 
 
 def _entries(place: Path) -> list[str]:
@@ -229,7 +238,7 @@ def _entries(place: Path) -> list[str]:
     return [entry.name for entry in place.iterdir() if not entry.name.startswith(prefix)]
 
 
-def _inside(place: Path, ours: IsOurs) -> bool:
+def _inside(place: Path, ours: IsOurs, carry: Collection[str]) -> bool:
     """Whether the draft has to be made inside the target, since the target cannot be exchanged as a whole."""
     if not place.is_dir():
         return False
@@ -239,7 +248,7 @@ def _inside(place: Path, ours: IsOurs) -> bool:
         here = Path.cwd()
         if place in (here, *here.parents):
             return True
-    return any(not ours(name) for name in _entries(place))
+    return any(not ours(name) and name not in carry for name in _entries(place))
 
 
 @contextmanager
@@ -484,6 +493,23 @@ def _take_over(old: Path, new: Path) -> None:
     with suppress(OSError):  # only root may give files away
         if (about.st_uid, about.st_gid) != (new.stat().st_uid, new.stat().st_gid):
             os.chown(new, about.st_uid, about.st_gid)
+
+
+def _carry(place: Path, new: Path, names: Collection[str]) -> None:
+    """Bring entries of the old version into the new one: as links, where the file system has them."""
+    for name in names:
+        old = place / name
+        if old.is_dir() and not old.is_symlink():
+            shutil.copytree(old, new / name, symlinks=True, copy_function=_link)
+        elif os.path.lexists(old):
+            _link(old, new / name)
+
+
+def _link(old: Path | str, new: Path | str) -> None:
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(old, new, follow_symlinks=False)
 
 
 def _sync(path: Path) -> None:

@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from and_platform import output_files
 from and_platform.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def footer(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as svg, png or pdf, by suffix; the folder is made.
+    """Write a figure as svg, png or pdf, by suffix; the folder is made, and a file that is there stays until this one is whole.
 
     Raises
     ------
@@ -121,12 +122,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InputError(f"'{path.name}' is no figure that can be written; end it with .{', .'.join(FORMATS)}")
-    drawn = render(figure, kind)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawn)
-    except OSError as exc:
-        raise InputError(f"cannot write '{path}' ({exc.strerror}); give another file") from exc
+    output_files.write(path, render(figure, kind))
     return path
 
 
