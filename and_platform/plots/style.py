@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from io import BytesIO
@@ -28,6 +29,9 @@ TARGET = "#D1622B"
 QUIET = "#9AA5AD"
 """Everything beside it."""
 
+_NOT_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")
+"""Characters that a name may hold and an XML file, such as an SVG, may not."""
+
 _BETWEEN = " · "
 _FOOTER_CHARACTER = 0.052
 """Inches of a character under a figure, on average and a little more."""
@@ -52,6 +56,7 @@ _RC: Any = {  # matplotlib names its keys one by one in a type
     "legend.fontsize": 8.5,
     "legend.title_fontsize": 8.5,
     "lines.linewidth": 1.8,
+    "text.parse_math": False,  # names of clips and classes may hold dollars
     "svg.fonttype": "none",  # text stays text: it can be searched and is small
     "svg.hashsalt": "and-platform",  # the same figure gives the same file
     "figure.dpi": 110,
@@ -134,7 +139,8 @@ def render(figure: Figure, kind: str) -> bytes:
     dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
     with mpl.rc_context(_RC):
         figure.savefig(stream, format=kind, metadata=dated)
-    return stream.getvalue()
+    drawn = stream.getvalue()
+    return _NOT_XML.sub(b"", drawn) if kind == "svg" else drawn
 
 
 def shorten(names: Sequence[str], longest: int = 22) -> list[str]:

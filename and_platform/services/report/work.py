@@ -193,13 +193,19 @@ def left_out(key: str, error: Exception) -> Missing:
 
     Raises
     ------
-    Exception
-        The error itself, where the others would fail of it too: no space is left, or the database is out of reach.
+    DatabaseUnreachableError
+        The database is out of reach, so that the others would fail too.
+    AndpError
+        No space is left on a disk.
     """
-    if isinstance(error, DatabaseUnreachableError) or output_files.out_of_space(error):
-        raise error
     if isinstance(error, AndpError):
+        if isinstance(error, DatabaseUnreachableError) or output_files.out_of_space(error):
+            raise error
         return missing(error)
+    if output_files.out_of_space(error):
+        raise InputError(
+            f"no space is left on a disk ({logs.mask(str(error))}); free some, and run this again"
+        ) from error
     log.info("the section %s failed", key, exc_info=error)
     first = str(error).strip().partition("\n")[0]
     told = f"{type(error).__name__}: {first}" if first else type(error).__name__
