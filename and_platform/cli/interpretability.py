@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from and_platform import db
+from and_platform import db, output_files
 from and_platform.cli.main import bars
 from and_platform.cli.output import format_options, messages, plot_option, save_figure, show_rows
 from and_platform.core.clustering import thresholds
 from and_platform.core.exemplars import EXEMPLARS_KEPT
-from and_platform.errors import InputError
 from and_platform.plots import interpretability as plots
 from and_platform.services import interpretability as service
 from and_platform.services import provenance
@@ -206,12 +206,9 @@ def words(
         save_figure(plots.clouds(rows, used.footer), plot)
     if output is not None:
         drawn = [row for row in rows if row["words"]]
-        try:
-            output.mkdir(parents=True, exist_ok=True)
+        with output_files.folder(output, ours=_is_cloud, keep_others=True) as folder:
             for row in drawn:
-                (output / f"cluster-{row['cluster']:02d}.svg").write_text(plots.cloud_svg(row), "utf-8")
-        except OSError as exc:
-            raise InputError(f"cannot write into '{output}' ({exc.strerror}); give another folder") from exc
+                (folder / f"cluster-{row['cluster']:02d}.svg").write_text(plots.cloud_svg(row), "utf-8")
         messages().print(f"wrote {len(drawn)} clouds to {output}", markup=False)
 
 
@@ -229,6 +226,11 @@ def list_(ctx: click.Context, output_format: str) -> None:
         service.clusterings(db.connect(tell=bars(ctx).note)), output_format,
         empty="nothing has been clustered yet; run: andp interpretability cluster NETWORK",
     )  # fmt: skip
+
+
+def _is_cloud(name: str) -> bool:
+    """Whether a file in the folder of `words -o` is of a former run."""
+    return re.fullmatch(r"cluster-\d{2,}\.svg", name) is not None
 
 
 def _show_clusters(rows: Sequence[dict[str, Any]], about: service.ClusteringReport, output_format: str) -> None:

@@ -172,7 +172,7 @@ def train(
     a directory that `andp networks add` loads, with training.json beside the weights: recipe, seed, folds, test accuracy.
 
     Of the same data, three recipes make networks whose inside can be compared. Pretraining is given no labels, and
-    the fold held out is left out of it too.
+    the fold held out is left out of it too. Killed, the same command goes on: with the encoder, where that was finished.
 
     With --from, learning rate, epochs and augmentation are those that were published for the network, where they were;
     training.json names the source. Where the run stands is kept in DIRECTORY/checkpoint after each epoch: the same

@@ -46,14 +46,14 @@ def command() -> None:
 @click.option(
     "--audio", type=click.Choice(["flac", "mp3"]), default="flac", show_default=True, help="How clips are written."
 )
-@click.option("--force", is_flag=True, help="Replace a study that is in the folder.")
+@click.option("--force", is_flag=True, help="Replace another study that is in the folder.")
 @format_options
 @click.pass_context
 def export_(ctx: click.Context, /, output_format: str, **options: Any) -> None:
     """Draw neurons of NETWORK, and write a folder with one page on which people listen, write and rate.
 
     The page opens from the folder, without a server and without the internet. Which method made which description is not in
-    it: the database knows. The same name with the same options writes the same study again: elsewhere, or here with --force.
+    it: the database knows. The same name with the same options writes the same study again, elsewhere or here: so it does after a kill.
 
     \b
     Examples:

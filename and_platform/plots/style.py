@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from and_platform import output_files
 from and_platform.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ TARGET = "#D1622B"
 
 QUIET = "#9AA5AD"
 """Everything beside it."""
+
+_NOT_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")
+"""Characters that a name may hold and an XML file, such as an SVG, may not."""
 
 _BETWEEN = " · "
 _FOOTER_CHARACTER = 0.052
@@ -51,6 +56,7 @@ _RC: Any = {  # matplotlib names its keys one by one in a type
     "legend.fontsize": 8.5,
     "legend.title_fontsize": 8.5,
     "lines.linewidth": 1.8,
+    "text.parse_math": False,  # names of clips and classes may hold dollars
     "svg.fonttype": "none",  # text stays text: it can be searched and is small
     "svg.hashsalt": "and-platform",  # the same figure gives the same file
     "figure.dpi": 110,
@@ -119,7 +125,7 @@ def footer(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as svg, png or pdf, by suffix; the folder is made.
+    """Write a figure as svg, png or pdf, by suffix; the folder is made, and a file that is there stays until this one is whole.
 
     Raises
     ------
@@ -130,12 +136,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise InputError(f"'{path.name}' is no figure that can be written; end it with .{', .'.join(FORMATS)}")
-    drawn = render(figure, kind)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawn)
-    except OSError as exc:
-        raise InputError(f"cannot write '{path}' ({exc.strerror}); give another file") from exc
+    output_files.write(path, render(figure, kind))
     return path
 
 
@@ -147,7 +148,8 @@ def render(figure: Figure, kind: str) -> bytes:
     dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
     with mpl.rc_context(_parameters()):
         figure.savefig(stream, format=kind, metadata=dated)
-    return stream.getvalue()
+    drawn = stream.getvalue()
+    return _NOT_XML.sub(b"", drawn) if kind == "svg" else drawn
 
 
 def shorten(names: Sequence[str], longest: int = 22) -> list[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from and_platform import db
+from and_platform import db, output_files
+from and_platform.config import load_json
 from and_platform.errors import ConfigError, InputError
 from and_platform.schema import TrainingEpoch
 from and_platform.services import devices, networks, provenance
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from and_platform.backends.networks.finetuning import EpochMetrics, FineTuneConfig, FineTuneResult
     from and_platform.backends.networks.training import TrainResult
 
-PRETRAINED = "pretrained"
 _NOTES = 25  # lines about epochs that a run prints
 
 
@@ -41,10 +41,13 @@ def train(
 ) -> TrainResult:
     """Train on a data set's clips of all folds but one, after pretraining without labels where the recipe wants it.
 
+    The same call again goes on after an interrupted one: an encoder that was finished is used again. Where the network is
+    finished, its record is returned.
+
     Parameters
     ----------
     directory
-        Where to save; must be empty or not there yet. A pretrained encoder goes to `pretrained` in it.
+        Where to save: new, empty, or that of the same run, begun before. A pretrained encoder goes to `pretrained` in it.
     dataset
         A data set whose clips have labels and folds.
     held_out_fold
@@ -59,11 +62,12 @@ def train(
     Raises
     ------
     ConfigError
-        The directory is not empty.
+        The directory holds something else, or the run in it was begun with another recipe.
     InputError
         An option that the recipe has no use for, or what `pretrain_ast` and `train_ast` refuse.
     """
     from and_platform.backends import audio
+    from and_platform.backends.networks.finetuning import Item, clips_hash
     from and_platform.backends.networks.pretraining import (
         PretrainConfig,
         UnlabelledItem,
@@ -71,20 +75,19 @@ def train(
         pretrain_ast,
     )
     from and_platform.backends.networks.spectrograms import RATE
-    from and_platform.backends.networks.training import RECIPES, TrainItem, train_ast
+    from and_platform.backends.networks.training import PRETRAINED, RECIPES, TrainItem, train_ast
 
     strategy = RECIPES[recipe]
-    _check_directory(directory)
-    if not strategy.pretrained and (pretrained is not None or pretrain_epochs is not None):
-        raise InputError(
-            f"the recipe {recipe} trains from nothing; for a pretrained encoder: --recipe finetuned or frozen"
-        )
-    if pretrained is not None and pretrain_epochs is not None:
-        raise InputError("with --pretrained, nothing is pretrained anew; leave --pretrain-epochs out")
+    _check_options(recipe, strategy.pretrained, pretrained, pretrain_epochs)
     config = replace(strategy.config, **_given(seed=seed, epochs=epochs))
     pretrain_config = replace(PretrainConfig(), **_given(seed=seed, epochs=pretrain_epochs))
-    if pretrained is not None:
-        load_pretrained(pretrained)  # what is wrong with it shows before the clips are decoded
+    makes_encoder = strategy.pretrained and pretrained is None
+    asked: dict[str, Any] = {"dataset": dataset, "held_out_fold": held_out_fold, "strategy": recipe}
+    asked["recipe"] = asdict(config)
+    if makes_encoder:
+        asked["pretraining"] = asdict(pretrain_config)
+    if pretrained is not None:  # what is wrong with it shows before the clips are decoded
+        asked["pretrained_sha256"] = load_pretrained(pretrained).sha256
 
     options = _given(seed=seed, epochs=epochs, pretrain_epochs=pretrain_epochs)
     arguments = {"dataset": dataset, "held_out_fold": held_out_fold, "recipe": recipe, **options}
@@ -93,23 +96,35 @@ def train(
     with provenance.run(engine, "networks train", arguments) as run:
         with db.reading(engine) as session:
             clips = networks.training_items(session, dataset)
+        asked["clips_sha256"] = clips_hash([Item(*clip) for clip in clips])
+        if (done := _finished(directory, asked)) is not None:
+            progress.note(f"nothing was left to do: {directory} has been trained like this")
+            run.counts["test_accuracy"] = done.test_accuracy
+            return done
+        encoder_is_there = makes_encoder and _has_encoder(directory, asked)
+        _check_directory(directory, {PRETRAINED} if encoder_is_there else set())
         items = []
         with progress.stage("decode", len(clips), "clips") as advance:
             for path, label, fold in clips:
                 items.append(TrainItem(audio.load(path, RATE)[0], label, fold, path.name))
                 advance(1)
-        if strategy.pretrained and pretrained is None:
+        if makes_encoder:
             pretrained = directory / PRETRAINED
+        if encoder_is_there:
+            progress.note(f"going on with the encoder in {pretrained}")
+        elif makes_encoder and pretrained is not None:
+            told = {"dataset": dataset, "clips_sha256": asked["clips_sha256"]}
             unlabelled = [UnlabelledItem(item.waveform, item.fold, item.key) for item in items]
             with progress.stage("pretrain", pretrain_config.epochs, "epochs") as advance:
                 pretrain_ast(
-                    unlabelled, held_out_fold, pretrained, pretrain_config, provenance={"dataset": dataset},
+                    unlabelled, held_out_fold, pretrained, pretrain_config, provenance=told,
                     progress=lambda _metrics: advance(1),
                 )  # fmt: skip
         with progress.stage("train", config.epochs, "epochs") as advance:
             result = train_ast(
                 items, held_out_fold, directory, config, init=pretrained, trainable=strategy.trainable,
-                provenance={"dataset": dataset, "strategy": recipe}, progress=lambda _metrics: advance(1),
+                provenance={"dataset": dataset, "strategy": recipe, "asked": asked},
+                progress=lambda _metrics: advance(1),
             )  # fmt: skip
         run.counts["test_accuracy"] = result.test_accuracy
     return result
@@ -249,11 +264,44 @@ def _tell_test_accuracy(engine: sa.Engine, run: provenance.RunHandle, result: Fi
             session.add(_row(run, saved, result.test_accuracy))
 
 
-def _check_directory(directory: Path) -> None:
+def _check_options(recipe: str, wants_encoder: bool, pretrained: Path | None, pretrain_epochs: int | None) -> None:
+    if not wants_encoder and (pretrained is not None or pretrain_epochs is not None):
+        raise InputError(
+            f"the recipe {recipe} trains from nothing; for a pretrained encoder: --recipe finetuned or frozen"
+        )
+    if pretrained is not None and pretrain_epochs is not None:
+        raise InputError("with --pretrained, nothing is pretrained anew; leave --pretrain-epochs out")
+
+
+def _finished(directory: Path, asked: Mapping[str, Any]) -> TrainResult | None:
+    """The result where this very training is over already."""
+    from and_platform.backends.networks.training import PRETRAINED, RECORD, recorded
+
+    output_files.recover(directory)
+    output_files.recover(directory / PRETRAINED)
+    path = directory / RECORD
+    record = load_json(path) if path.is_file() else {}
+    return recorded(directory, record) if record.get("asked") == asked else None
+
+
+def _has_encoder(directory: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether an interrupted call has finished the encoder that is asked for."""
+    from and_platform.backends.networks.pretraining import RECORD
+    from and_platform.backends.networks.training import PRETRAINED
+
+    path = directory / PRETRAINED / RECORD
+    record = load_json(path) if path.is_file() else {}
+    same = {key: asked[key] for key in ("dataset", "held_out_fold", "clips_sha256")} | {"recipe": asked["pretraining"]}
+    return {key: record.get(key) for key in same} == same
+
+
+def _check_directory(directory: Path, may_be_there: Collection[str]) -> None:
     """Nothing is written over."""
     from and_platform.backends.networks.pretraining import RECORD
+    from and_platform.backends.networks.training import PRETRAINED
 
-    if not directory.exists() or not any(directory.iterdir()):
+    output_files.check_folder(directory)
+    if not directory.exists() or {path.name for path in directory.iterdir()} <= set(may_be_there):
         return
     there = directory / PRETRAINED
     hint = f"; the encoder in it can be used: --pretrained {there}" if (there / RECORD).is_file() else ""

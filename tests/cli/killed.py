@@ -33,3 +33,31 @@ def die_at(target: str, call: int, when: str) -> None:
         return result
 
     setattr(module, name, wrapped)
+
+
+def die_at_output(number: int, *, exchange: bool = True) -> None:
+    """Die before the NUMBER-th step (from 1) of writing folders and files: drafts, syncs, renames, removals.
+
+    `exchange`: whether the file system can exchange two folders; else two renames take its place.
+    """
+    from and_platform import output_files
+
+    steps = itertools.count(1)
+
+    def counted(real: Any) -> Any:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if next(steps) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return step
+
+    def of_drafts(real: Any) -> Any:
+        """Only moves from and to drafts count: libraries rename things too."""
+        dying = counted(real)
+        return lambda one, other: (dying if ".andp-" in f"{one}{other}" else real)(one, other)
+
+    os.rename, os.replace = of_drafts(os.rename), of_drafts(os.replace)
+    output_files._exchange = counted(output_files._exchange if exchange else lambda _one, _other: False)
+    for name in ("_begin", "_sync_tree", "_remove"):
+        setattr(output_files, name, counted(getattr(output_files, name)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import soundfile
@@ -182,3 +183,35 @@ def test_the_page_in_a_browser(andp: Andp, dissected: sa.Engine, tmp_path: Path,
         assert said == []
         assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
         page.close()
+
+
+HOSTILE = (
+    """</script><script>document.title='taken'</script><!-- {{ 7*7 }} {% raw %} "><img src=x onerror="document.title='taken'">"""
+    ' ]]> </text></svg> $x_1$ $\\frac{ id="a" url(#b) \x1b[31m\u202e \u2028 & &amp;'
+)
+
+
+def test_names_captions_and_labels_stay_text(andp: Andp, dissected: sa.Engine, tmp_path: Path, browser: Any) -> None:
+    with db.transaction(dissected) as session:
+        for table, column in (("texts", "text"), ("clips", "labels"), ("networks", "name"), ("datasets", "name"),
+                              ("concepts", "name")):  # fmt: skip
+            change = f"array[{column}[1] || :told]" if column == "labels" else f"{column} || :told"
+            session.execute(sa.text(f"UPDATE {table} SET {column} = {change}"), {"told": HOSTILE})
+    out = tmp_path / "report"
+    done = andp("report", "net" + HOSTILE, "-o", str(out), "--stored-only")
+    assert "could not be made" not in done.stderr
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((out / "index.html").as_uri())
+    assert page.title().startswith("What the neurons of net</script><script>") and "taken'</script>" in page.title()
+    assert page.locator("img").count() == 0 and page.locator("script").count() == 1
+    assert page.locator("main > section.part").count() == len(SECTIONS)
+    shown = page.locator("main").inner_text()
+    assert "{{ 7*7 }}" in shown and "49" not in page.locator("h1").inner_text()
+    assert wrong == []
+    for figure in (out / "figures").glob("*.svg"):
+        tree = ElementTree.parse(figure)
+        assert not [one for one in tree.iter() if one.tag.endswith(("script", "img"))]
+    page.close()

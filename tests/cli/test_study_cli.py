@@ -224,6 +224,35 @@ def test_two_raters_at_one_computer_do_not_meet(folder: Path, context: Any) -> N
     assert wrong + wrong_too == []
 
 
+HOSTILE = (
+    "{{data}}", "{{script}} {{style}}", "</script><script>document.title='taken'</script>", "<!--<script>", "]]>",
+    '"><img src=x onerror="document.title=\'taken\'">', "${document.title='taken'}", "a\u2028b\u2029c", "&lt;b&gt; \\u003c",
+    "{% raw %}{{ 7*7 }}{# #}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_and_descriptions_stay_text(engine: sa.Engine, tmp_path: Path, context: Any, name: str) -> None:
+    with db.transaction(engine) as session:
+        studies.world(session, tmp_path / "sounds")
+        session.execute(sa.text("UPDATE texts SET text = text || :hostile"), {"hostile": f" {name}"})
+    out = tmp_path / "out"
+    study.export(engine, "net", out, name=name, per_layer=1, exemplars=1, methods=["closed_db", "summary"])
+    flat = " ".join(name.split())
+    assert studies.data_of(out)["name"] == name
+    note = (out / "README.txt").read_text("utf-8")
+    assert note.startswith(f"{flat}\nA listening study: 2 groups of up to 1 short clips")
+    page, wrong = opened(context, out)
+    assert page.title() == f"Listening study: {flat}"
+    begin(page)
+    page.get_by_label("What do most of these clips have in common?").fill("a tone")
+    page.get_by_role("button", name="Show the descriptions").click()
+    said = [" ".join(one["text"].split()) for one in studies.data_of(out)["items"][0]["descriptions"]]
+    assert [" ".join(text.split()) for text in page.locator(".said").all_inner_texts()] == said
+    assert page.title().startswith("Listening study") and page.locator("img").count() == 0
+    assert wrong == []
+
+
 def test_a_missing_clip_is_told(folder: Path, context: Any) -> None:
     clip = folder / studies.data_of(folder)["items"][0]["clips"][0]
     clip.unlink()

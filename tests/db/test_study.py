@@ -151,8 +151,12 @@ def test_a_full_folder_is_refused_or_replaced(engine: sa.Engine, world: World, t
     out = tmp_path / "out"
     out.mkdir()
     study.export(engine, "net", out, per_layer=1)
+    files = files_of(out)
     with pytest.raises(InputError, match="is not empty"):
-        study.export(engine, "net", out, per_layer=1)
+        study.export(engine, "net", out, name="more", per_layer=2)
+    assert files_of(out) == files and [row.name for row in rows_of(engine, "SELECT name FROM studies")] == ["net"]
+    assert not study.export(engine, "net", out, per_layer=1).new  # the same study, as after a kill
+    assert files_of(out) == files
     study.export(engine, "net", out, name="more", per_layer=2, force=True)
     assert studies.data_of(out)["name"] == "more"
     (out / "thesis.tex").write_text("years of work", "utf-8")

@@ -306,33 +306,44 @@ def test_a_run_killed_while_saving_saves_again(
             patch.setattr(finetuning, "_write_record", fail)
             with pytest.raises(StoppedError):
                 finetune(items, 1, sources(name), out, options=FEW)
-        file = (out / "model.safetensors").read_bytes()
-        assert not (out / "training.json").exists()
+        assert [path.name for path in out.iterdir()] == [PROGRESS]  # the network comes whole, with its record
         result = finetune(items, 1, sources(name), out, options=FEW, listener=Ear(stop_at=1))
-        assert result.begun_at == 4 and (out / "model.safetensors").read_bytes() == file
+        assert result.begun_at == 4 and (out / "model.safetensors").is_file()
         assert (out / "training.json").is_file() and not (out / PROGRESS).exists()
 
 
-def test_a_run_killed_while_tidying_up_is_over(
-    items: list[Item], sources: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rmtree = finetuning.shutil.rmtree
-
-    def half(path: Path, **options: Any) -> None:
-        if path.name == PROGRESS:
-            (path / "state.pt").unlink()
-            raise StoppedError
-        rmtree(path, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(finetuning.shutil, "rmtree", half)
-        finetune(items, 1, sources("ast"), tmp_path, options=FEW)
-    assert (tmp_path / PROGRESS / "plan.json").is_file()
+def test_a_record_says_that_the_run_is_over(items: list[Item], sources: Callable[[str], Path], tmp_path: Path) -> None:
+    """Whatever is left of the state beside it: the first version removed that file by file."""
+    finetune(items, 1, sources("ast"), tmp_path, options=FEW)
+    (tmp_path / PROGRESS).mkdir()
+    (tmp_path / PROGRESS / "plan.json").write_text("{}")
     file, record = ((tmp_path / name).read_bytes() for name in ("model.safetensors", "training.json"))
     done = finetune(items, 1, sources("ast"), tmp_path, options=FEW, listener=Ear(stop_at=1))
     assert done.begun_at == 4 and not (tmp_path / PROGRESS).exists()
     assert file == (tmp_path / "model.safetensors").read_bytes()
     assert record == (tmp_path / "training.json").read_bytes()
+
+
+def test_notes_of_the_user_stay(items: list[Item], sources: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        finetune(items, 1, sources("ast"), tmp_path, options=FEW, listener=Ear(stop_at=2))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert finetune(items, 1, sources("ast"), tmp_path, options=FEW).begun_at == 2
+    assert (tmp_path / "notes.txt").read_text() == "mine" and not (tmp_path / PROGRESS).exists()
+    assert (tmp_path / "training.json").is_file()
+
+
+def test_two_at_once_do_not_mix(items: list[Item], sources: Callable[[str], Path], tmp_path: Path) -> None:
+    class Second(Ear):
+        def epoch(self, metrics: EpochMetrics) -> None:
+            super().epoch(metrics)
+            with pytest.raises(ConfigError, match="another command is training in"):
+                finetune(items, 1, sources("ast"), tmp_path / "out", options=FEW)
+
+    second = Second()
+    result = finetune(items, 1, sources("ast"), tmp_path / "out", options=FEW, listener=second)
+    assert len(second.epochs) == 3 and result.begun_at == 1
+    assert not (tmp_path / "out" / PROGRESS).exists()
 
 
 def test_clips_are_told_apart_by_what_they_hold(

@@ -32,7 +32,7 @@ def test_a_footer_is_broken_between_its_parts_where_the_figure_is_narrow() -> No
 def test_a_figure_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     figure, _ = style.new()
-    with pytest.raises(InputError, match="give another file"):
+    with pytest.raises(InputError, match="name another"):
         style.save(figure, tmp_path / "file" / "a.png")
     with pytest.raises(InputError, match="end it with"):
         style.save(figure, tmp_path / "a.gif")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from and_platform import output_files
 from and_platform.backends import beats
 from and_platform.backends.beats import Beats, BeatsConfig
 from and_platform.backends.checkpoint_folder import check_folder, read_config
@@ -154,15 +155,12 @@ def save(network: BeatsNetwork, directory: str | Path) -> None:
     folder = Path(directory)
     if (folder / CONFIG_FILE).exists():
         raise ConflictError(f"there is a network in '{folder}' already; give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(network.model, network.classes, folder)
-    except (OSError, SafetensorError) as exc:
-        raise InputError(f"cannot write the network to '{folder}' ({exc}); give another folder") from exc
+    with output_files.folder(folder, keep_others=True) as new:
+        write(network.model, network.classes, new)
 
 
 def write(model: Beats, classes: Sequence[str] | None, folder: Path) -> None:
-    """The files of `save`, into a folder that is there; config.json, which makes it a network, comes last."""
+    """Write the files of `save` into a draft."""
     # copies, since the blocks share one table of distances and a safetensors file shares nothing
     state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})

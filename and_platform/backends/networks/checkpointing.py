@@ -1,13 +1,11 @@
 """Where a training run stands, on disk: enough of it that a killed run goes on as if nothing had happened.
 
-Files are written beside their place and then renamed, so that there is always a whole one. They hold tensors and plain
-values only, and are read with `weights_only`.
+There is always a whole file (`output_files`). They hold tensors and plain values only, and are read with `weights_only`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -15,19 +13,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from and_platform import output_files
+
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file in one piece: whoever looks at `path` sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with output_files.file(path) as new, new.open("wb") as stream:
+        write(stream)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

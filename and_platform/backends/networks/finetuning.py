@@ -25,9 +25,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional
 
+from and_platform import output_files
 from and_platform.backends.base import Clip
 from and_platform.backends.checkpoint_folder import read_config
 from and_platform.backends.networks.base import Batch, LoadedNetwork
@@ -305,22 +307,35 @@ def finetune(
             "held_out_fold": held_out_fold,
             "validation_fold": validation_fold,
             "patience": patience,
-            "clips_sha256": _clips_hash(items),
+            "clips_sha256": clips_hash(items),
             "recipe": asdict(config) | {"betas": list(config.betas)},
             **provenance,
         }
-        if (done := _claimed(directory, plan)) is not None:
+        if (done := _finished(directory, plan)) is not None:
             return done
-        run = _Run(directory, headed, items, split, config, patience, device, workers, memory, listener)
-        history, saved_epoch, begun_at = run.train() if trainable == "all" else run.train_head()
-        _save(headed.network, directory)
-        confusion = run.confusion()
+        _begin(directory, plan)
+        with _only_one(directory):
+            if (done := _finished(directory, plan)) is not None:  # by another command, just now
+                return done
+            run = _Run(directory, headed, items, split, config, patience, device, workers, memory, listener)
+            history, saved_epoch, begun_at = run.train() if trainable == "all" else run.train_head()
+            # The network takes the place of the folder in which the run stood, in one step.
+            with output_files.folder(directory, ours=PROGRESS.__eq__, keep_others=True) as new:
+                _save(headed.network, new)
+                result = _result(directory, split, history, saved_epoch, begun_at, run.confusion(new))
+                _write_record(result, new, headed, plan, recipe, sorted({items[place].fold for place in split.train}))
+    return result
+
+
+def _result(
+    directory: Path, split: _Split, history: list[EpochMetrics], saved_epoch: int, begun_at: int, confusion: Any
+) -> FineTuneResult:
     per_class = {
         name: round(float(row[i] / row.sum()), 4)
         for i, (name, row) in enumerate(zip(split.classes, confusion, strict=True))
         if row.sum()
     }
-    result = FineTuneResult(
+    return FineTuneResult(
         directory=directory,
         classes=split.classes,
         epochs=history,
@@ -334,9 +349,6 @@ def finetune(
         seconds=sum(metrics.seconds for metrics in history),
         begun_at=begun_at,
     )
-    _write_record(result, headed, plan, recipe, sorted({items[place].fold for place in split.train}))
-    shutil.rmtree(directory / PROGRESS)
-    return result
 
 
 # ---------------------------------------------------------------------- what is asked for
@@ -404,7 +416,7 @@ def _configured(
     return replace(config, **given | {"precision": wanted})
 
 
-def _clips_hash(items: Sequence[Item]) -> str:
+def clips_hash(items: Sequence[Item]) -> str:
     """Of the files' bytes, not of their names: a moved data set is the same, a file that has changed is not."""
     whole = hashlib.sha256()
     for item in items:
@@ -417,25 +429,44 @@ def _clips_hash(items: Sequence[Item]) -> str:
     return whole.hexdigest()
 
 
-def _claimed(directory: Path, plan: Mapping[str, Any]) -> FineTuneResult | None:
-    """Make sure that the directory is this run's. A result where the run is over already."""
-    record, begun = directory / RECORD, directory / PROGRESS / _PLAN
-    # The record comes first: once it is written the run is over, and of the rest only a part may have been removed.
-    if record.is_file():
-        told = json.loads(record.read_text("utf-8"))
-        if "from" not in told:
-            raise ConfigError(f"{directory} holds a network that another recipe trained; name a new folder")
-        _check_same(told, plan, directory)
-        if begun.parent.exists():
-            shutil.rmtree(begun.parent)
-        return _recorded(directory, told)
+def _finished(directory: Path, plan: Mapping[str, Any]) -> FineTuneResult | None:
+    """The result where this very run is over already."""
+    output_files.recover(directory)
+    record, begun = directory / RECORD, directory / PROGRESS
+    if not record.is_file():
+        return None
+    told = json.loads(record.read_text("utf-8"))
+    if "from" not in told:
+        raise ConfigError(f"{directory} holds a network that another recipe trained; name a new folder")
+    _check_same(told, plan, directory)
+    if begun.exists():  # once the record is there, the run is over
+        shutil.rmtree(begun)
+    return _recorded(directory, told)
+
+
+def _begin(directory: Path, plan: Mapping[str, Any]) -> None:
+    """Make sure that the directory is this run's, begun now or before."""
+    output_files.check_folder(directory)
+    begun = directory / PROGRESS / _PLAN
     if begun.is_file():
         _check_same(json.loads(begun.read_text("utf-8")), plan, directory)
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty, and no run of training was begun in it; name a new folder")
     else:
-        write_json(begun, plan)
-    return None
+        with output_files.folder(directory, replace=False) as new:
+            write_json(new / PROGRESS / _PLAN, plan)
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Keep other commands from going on with the same run meanwhile."""
+    try:
+        with FileLock(directory / PROGRESS / "lock", timeout=0):
+            yield
+    except Timeout as exc:
+        raise ConfigError(
+            f"another command is training in {directory}; wait until it is over, or name a new folder"
+        ) from exc
 
 
 def _check_same(there: Mapping[str, Any], plan: Mapping[str, Any], directory: Path) -> None:
@@ -491,7 +522,7 @@ class _Run:
         memory: int,
         listener: Listener,
     ) -> None:
-        self._directory, self._folder = directory, directory / PROGRESS
+        self._folder = directory / PROGRESS
         self._headed, self._network = headed, headed.network
         self._split, self._config, self._patience = split, config, patience
         self._device, self._listener = torch.device(device), listener
@@ -556,13 +587,13 @@ class _Run:
             first.bias -= first.weight @ mean.to(self._device)
         return outcome
 
-    def confusion(self) -> Any:
-        """The saved network on the clips held out, through the path that everyone else takes: int [C, C], rows true."""
+    def confusion(self, saved: Path) -> Any:
+        """The network as saved, on the clips held out, through the path that everyone else takes: int [C, C], rows true."""
         from and_platform.backends.networks import load_network
         from and_platform.backends.networks.record import logits_batches
 
         test, n = self._split.test, len(self._split.classes)
-        network = load_network(self._directory)
+        network = load_network(saved)
         sounds = (Clip(self._clips.paths[place].name, self._clips.waveform(place), network.rate) for place in test)
         predicted: list[int] = []
         with self._listener.stage("test", len(test), "clips") as advance:
@@ -808,19 +839,19 @@ def _moments(features: Any) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------- what is written
 
 
-def _save(network: LoadedNetwork, directory: Path) -> None:
-    """Write the network beside its place and move it there; what an interrupted save left is written over."""
-    beside = directory / PROGRESS / "network"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+def _save(network: LoadedNetwork, new: Path) -> None:
+    """Write the network into a draft."""
     network.to("cpu")
-    save_network(network, beside)
-    for file in sorted(beside.iterdir()):
-        file.replace(directory / file.name)
+    save_network(network, new)
 
 
 def _write_record(
-    result: FineTuneResult, headed: Headed, plan: Mapping[str, Any], recipe: Recipe, train_folds: list[int]
+    result: FineTuneResult,
+    new: Path,
+    headed: Headed,
+    plan: Mapping[str, Any],
+    recipe: Recipe,
+    train_folds: list[int],
 ) -> None:
     accuracy = result.validation_accuracy
     record = {
@@ -843,7 +874,7 @@ def _write_record(
         "made_with": {"torch": torch.__version__, "threads": torch.get_num_threads()},
         "epochs": [metrics._asdict() for metrics in result.epochs],
     }
-    write_json(result.directory / RECORD, record)
+    write_json(new / RECORD, record)
 
 
 def _recorded(directory: Path, told: Mapping[str, Any]) -> FineTuneResult:

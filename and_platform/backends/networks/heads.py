@@ -128,7 +128,7 @@ def headless(headed: Headed) -> Iterator[None]:
 
 
 def save_network(network: LoadedNetwork, directory: Path) -> None:
-    """Write weights, configuration and input pipeline, so that `load_network(directory)` gives the same network."""
+    """Write weights, configuration and input pipeline into a draft, so that `load_network(directory)` gives the same network."""
     from and_platform.backends.networks import beats
     from and_platform.backends.networks.transformers_audio import quiet
 
@@ -139,5 +139,3 @@ def save_network(network: LoadedNetwork, directory: Path) -> None:
     with quiet():
         saved.model.save_pretrained(directory)
         saved.extractor.save_pretrained(directory)
-    for file in directory.glob("*.safetensors"):
-        file.chmod(0o644)  # the library leaves it to its owner alone

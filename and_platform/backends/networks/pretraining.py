@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from and_platform import output_files
 from and_platform.backends.base import Floats
 from and_platform.backends.checkpoint_folder import check_folder, read_config
 from and_platform.backends.networks.optimising import Optimiser
@@ -157,19 +158,26 @@ def pretrain_ast(
         epochs = _fit(encoder, clips, extractor, config, started, progress)
 
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        encoder.half().save_pretrained(directory)
-        extractor.save_pretrained(directory)
-    weights = directory / "model.safetensors"
-    weights.chmod(0o644)  # the library leaves it to its owner alone
-    result = PretrainResult(directory, _sha256(weights), epochs, len(heard), time.monotonic() - started)
-    record = {
+    with output_files.folder(directory, keep_others=True) as new:
+        with quiet():
+            encoder.half().save_pretrained(new)
+            extractor.save_pretrained(new)
+        weights = new / "model.safetensors"
+        result = PretrainResult(directory, _sha256(weights), epochs, len(heard), time.monotonic() - started)
+        record = _record(result, config, held_out_fold, sorted({item.fold for item in heard})) | dict(provenance or {})
+        (new / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return result
+
+
+def _record(result: PretrainResult, config: PretrainConfig, held_out_fold: int, folds: list[int]) -> dict[str, Any]:
+    """What pretraining.json tells."""
+    epochs = result.epochs
+    return {
         "architecture": "ASTModel",
         "task": "masked spectrogram patches",
         "held_out_fold": held_out_fold,
-        "folds": sorted({item.fold for item in heard}),
-        "n_clips": len(heard),
+        "folds": folds,
+        "n_clips": result.n_clips,
         "labels": "none",
         "recipe": asdict(config),
         "patch_loss": [round(epoch.patch_loss, 4) for epoch in epochs],
@@ -178,10 +186,7 @@ def pretrain_ast(
         "seconds": round(result.seconds, 1),
         "made_with": {"torch": torch.__version__, "threads": torch.get_num_threads()},
         "weights_sha256": result.sha256,
-        **(provenance or {}),
     }
-    (directory / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return result
 
 
 def load_pretrained(directory: str | Path) -> Pretrained:

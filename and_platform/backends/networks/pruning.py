@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from and_platform import output_files
 from and_platform.backends import beats as beats_model
 from and_platform.backends.networks import beats, resizing
 from and_platform.backends.networks.base import LoadedNetwork
@@ -98,7 +99,7 @@ def write_mask(
     Parameters
     ----------
     directory
-        Made where it is missing; masks in it are replaced.
+        Made where it is missing; a mask in it is replaced, and other files stay.
     about
         How the selection was made; whatever JSON can hold.
 
@@ -113,7 +114,15 @@ def write_mask(
     InputError
         The files cannot be written.
     """
-    units = units_of(network, selection)
+    files = _mask_files(network, units_of(network, selection), about)
+    with output_files.folder(directory, ours=files.__contains__, keep_others=True) as new:
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+    return directory / MASK_FILE, directory / LISTING_FILE
+
+
+def _mask_files(network: LoadedNetwork, units: _Units, about: Mapping[str, Any]) -> dict[str, bytes]:
+    """Name -> content of the two files of a mask."""
     layers = {name: network.layer(name) for name in units}
     origin = {"network": network.name, "architecture": network.architecture, "revision": network.revision}
     counts = {"neurons": sum(map(len, units.values())), "parameters": n_parameters_of(network, units)}
@@ -143,14 +152,8 @@ def write_mask(
         gone = torch.zeros(layers[name].n_units, dtype=torch.bool)
         gone[list(chosen)] = True
         vectors[layers[name].module_path] = gone
-    mask, text = directory / MASK_FILE, directory / LISTING_FILE
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        mask.write_bytes(save(vectors, metadata))
-        text.write_text(json.dumps(listing, indent=2, default=str) + "\n", encoding="utf-8")
-    except (OSError, SafetensorError) as exc:
-        raise InputError(f"cannot write the mask to '{directory}' ({exc}); give another folder") from exc
-    return mask, text
+    text = json.dumps(listing, indent=2, default=str) + "\n"
+    return {MASK_FILE: save(vectors, metadata), LISTING_FILE: text.encode("utf-8")}
 
 
 def read_mask(path: Path, network: LoadedNetwork) -> _Units:
@@ -212,6 +215,7 @@ def save_pruned(
     structured: bool = False,
     *,
     training: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> PruneReport:
     """Save the network without the chosen neurons: as `transformers` loads it, with its feature extractor, or as a BEATs
     for `networks.beats.load`.
@@ -221,7 +225,7 @@ def save_pruned(
     selection
         What to ablate; the head is refused.
     directory
-        Made where it is missing; it must not hold a network yet.
+        Made where it is missing; it must not hold a network yet, unless this very one was saved there with the same `about`.
     structured
         Really remove the units of first feed-forward layers: the row of the first linear layer, its bias, and the column
         of the second; what a silent unit still sends on, the activation function at zero, goes into the bias of the
@@ -233,6 +237,8 @@ def save_pruned(
     training
         Written as `training.json`, from which `andp networks add` takes what the network was trained on: "dataset" and
         "held_out_fold".
+    about
+        How the selection was made; with it, the mask is written too, in the same step, as `write_mask` writes it.
 
     Returns
     -------
@@ -254,9 +260,15 @@ def save_pruned(
             f"'{network.name}' comes from a factory, so it cannot be saved without it; export the mask, and zero its "
             "units in your own code"
         )
-    if (directory / "config.json").exists():
-        raise ConflictError(f"there is a network in '{directory}' already; give another folder")
     units = units_of(network, selection)
+    if about is not None:
+        about = {**about, "structured": structured}
+    output_files.recover(directory)
+    output_files.check_folder(directory)
+    mask = {} if about is None else _mask_files(network, units, about)
+    again = bool(mask) and _holds(directory / LISTING_FILE, mask[LISTING_FILE])
+    if (directory / "config.json").exists() and not again:
+        raise ConflictError(f"there is a network in '{directory}' already; give another folder")
     with network.ablated(units):
         state = {key: value.detach().cpu().clone() for key, value in network.model.state_dict().items()}
         pairs = resizing.feed_forward_pairs(network.model)
@@ -279,8 +291,34 @@ def save_pruned(
         ),
         stock=stock,
     )
-    _write(directory, model, network, None if stock else _modeling(stock_class(model.config)), training)
+    files = dict(mask)
+    if not stock:
+        files[f"{_MODELING}.py"] = _modeling(stock_class(model.config)).encode("utf-8")
+    if training is not None:
+        files["training.json"] = (json.dumps(dict(training), indent=2) + "\n").encode("utf-8")
+    with output_files.folder(directory, ours=_is_ours if again else files.__contains__, keep_others=True) as new:
+        if isinstance(network, beats.BeatsNetwork):
+            beats.write(model, network.classes, new)
+        else:
+            with quiet():
+                model.save_pretrained(new)
+                network.extractor.save_pretrained(new)
+        for name, content in files.items():
+            (new / name).write_bytes(content)
     return report
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there and holds this."""
+    return path.is_file() and path.read_bytes() == content
+
+
+def _is_ours(name: str) -> bool:
+    """Whether an entry of a folder that holds an export is part of it."""
+    return (
+        name in (MASK_FILE, LISTING_FILE, f"{_MODELING}.py", "training.json", "config.json", "preprocessor_config.json")
+        or re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name) is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -438,33 +476,3 @@ class {PRUNED}{stock.__name__}({stock.__name__}):
         super().__init__(config)
         resize_feed_forward(self, config.feed_forward_sizes)
 '''
-
-
-def _write(
-    directory: Path,
-    model: Any,
-    network: _Savable,
-    modeling: str | None,
-    training: Mapping[str, Any] | None,
-) -> None:
-    """Into a folder of its own first; config.json, which makes it a network, comes last."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".pruned-") as name:
-            folder = Path(name)
-            if isinstance(network, beats.BeatsNetwork):
-                beats.write(model, network.classes, folder)
-            else:
-                with quiet():
-                    model.save_pretrained(folder)
-                    network.extractor.save_pretrained(folder)
-            if modeling is not None:
-                (folder / f"{_MODELING}.py").write_text(modeling, encoding="utf-8")
-            if training is not None:
-                (folder / "training.json").write_text(json.dumps(dict(training), indent=2) + "\n", encoding="utf-8")
-            mode = (folder / "config.json").stat().st_mode
-            for file in sorted(folder.iterdir(), key=lambda file: file.name == "config.json"):
-                file.chmod(mode)  # weights are written for their owner alone
-                file.replace(directory / file.name)
-    except (OSError, SafetensorError) as exc:
-        raise InputError(f"cannot write the network to '{directory}' ({exc}); give another folder") from exc

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from and_platform import output_files
 from and_platform.backends.base import Clip, Floats
 from and_platform.backends.networks.optimising import Optimiser
 from and_platform.backends.networks.pretraining import Pretrained, load_pretrained, spread_tokens
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
 Trainable = Literal["all", "head"]
+RECORD: Final = "training.json"
+PRETRAINED: Final = "pretrained"  # the folder beside the network in which an encoder may be that it started from
 _VARIATION: Final = ("dropout", "mixup", "crop", "gain", "pitch", "frequency_mask", "time_mask", "average")
 
 
@@ -142,8 +145,8 @@ def train_ast(
 ) -> TrainResult:
     """Train on all folds but one, save in float16, load again, and measure on the fold left out.
 
-    Written are config.json, preprocessor_config.json (with mean and standard deviation of the training clips),
-    model.safetensors and training.json (recipe, folds, accuracy).
+    Written, all at once, are config.json, preprocessor_config.json (with mean and standard deviation of the training
+    clips), model.safetensors and training.json (recipe, folds, course, accuracy).
 
     Parameters
     ----------
@@ -152,7 +155,7 @@ def train_ast(
     held_out_fold
         Never trained on.
     directory
-        Where to save; made if need be.
+        Where to save; made if need be. An encoder in `pretrained` in it stays.
     config
         The recipe; by default the sample network's. Where `init` is given, the shape of the network is the encoder's.
     init
@@ -224,30 +227,47 @@ def train_ast(
         epochs = fit(model, data, config, started, progress)
 
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        model.half().save_pretrained(directory)
-        extractor.save_pretrained(directory)
-    (directory / "model.safetensors").chmod(0o644)  # the library leaves it to its owner alone
-    confusion = _confusion(directory, test, classes)
-    per_class = {
-        name: round(float(row[i] / row.sum()), 4)
-        for i, (name, row) in enumerate(zip(classes, confusion, strict=True))
-        if row.sum()
-    }
-    result = TrainResult(
-        directory=directory,
-        classes=classes,
-        epochs=epochs,
-        n_train=len(train),
-        n_test=len(test),
-        test_accuracy=float(np.trace(confusion) / confusion.sum()),
-        per_class_accuracy=per_class,
-        confusion=confusion,
-        seconds=time.monotonic() - started,
-    )
-    _write_record(result, config, held_out_fold, sorted({item.fold for item in train}), trainable, provenance)
+    with output_files.folder(directory, carry=(PRETRAINED,), keep_others=True) as new:
+        with quiet():
+            model.half().save_pretrained(new)
+            extractor.save_pretrained(new)
+        confusion = _confusion(new, test, classes)
+        per_class = {
+            name: round(float(row[i] / row.sum()), 4)
+            for i, (name, row) in enumerate(zip(classes, confusion, strict=True))
+            if row.sum()
+        }
+        result = TrainResult(
+            directory=directory,
+            classes=classes,
+            epochs=epochs,
+            n_train=len(train),
+            n_test=len(test),
+            test_accuracy=float(np.trace(confusion) / confusion.sum()),
+            per_class_accuracy=per_class,
+            confusion=confusion,
+            seconds=time.monotonic() - started,
+        )
+        train_folds = sorted({item.fold for item in train})
+        record = _record(result, config, held_out_fold, train_folds, trainable) | provenance
+        (new / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return result
+
+
+def recorded(directory: str | Path, record: Mapping[str, Any]) -> TrainResult:
+    """The result that a training.json of `train_ast` tells of."""
+    confusion = np.array(record["confusion"], np.int64)
+    return TrainResult(
+        directory=Path(directory),
+        classes=record["classes"],
+        epochs=[EpochMetrics(**metrics) for metrics in record["epochs"]],
+        n_train=record["n_train"],
+        n_test=record["n_test"],
+        test_accuracy=float(np.trace(confusion) / confusion.sum()),
+        per_class_accuracy=record["per_class_accuracy"],
+        confusion=confusion,
+        seconds=record["seconds"],
+    )
 
 
 class _Data(NamedTuple):
@@ -449,15 +469,11 @@ def _confusion(directory: Path, test: Sequence[TrainItem], classes: list[str]) -
     return confusion
 
 
-def _write_record(
-    result: TrainResult,
-    config: TrainConfig,
-    held_out_fold: int,
-    train_folds: list[int],
-    trainable: Trainable,
-    provenance: dict[str, Any],
-) -> None:
-    record = {
+def _record(
+    result: TrainResult, config: TrainConfig, held_out_fold: int, train_folds: list[int], trainable: Trainable
+) -> dict[str, Any]:
+    """What training.json tells."""
+    return {
         "architecture": "ASTForAudioClassification",
         "held_out_fold": held_out_fold,
         "train_folds": train_folds,
@@ -473,7 +489,6 @@ def _write_record(
         "seconds": round(result.seconds, 1),
         # the same weights again are promised for the same versions, threads and kind of processor
         "made_with": {"torch": torch.__version__, "threads": torch.get_num_threads()},
-        **provenance,
+        "confusion": result.confusion.tolist(),
+        "epochs": [metrics._asdict() for metrics in result.epochs],
     }
-    path = result.directory / "training.json"
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -26,20 +26,44 @@ def page(
     title: str,
     subtitle: str,
     sections: Sequence[Section],
+    bodies: Mapping[str, Markup],
     store: Store,
-    drawn: Mapping[str, bytes],
     made: str,
     facts: Sequence[tuple[str, str]] = (),
-    files: bool = True,
 ) -> str:
     """The HTML of a report.
 
     Parameters
     ----------
-    drawn
-        Figures as SVG, by name.
+    bodies
+        HTML of each section by its key, from `body`.
     facts
         Names and values under the title.
+    """
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            subtitle=subtitle,
+            sections=sections,
+            bodies=bodies,
+            store=store,
+            made=made,
+            facts=facts,
+            css=_read("report.css"),
+            js=_read("report.js"),
+        )
+    )
+
+
+def body(section: Section, store: Store, drawn: Mapping[str, bytes], *, files: bool = True) -> Markup:
+    """The HTML of a section.
+
+    Parameters
+    ----------
+    drawn
+        Figures as SVG, by name.
     files
         Whether tables and figures lie beside the page as files, so that it may link to them.
     """
@@ -48,23 +72,8 @@ def page(
     def figure(plot: Plot) -> Markup:
         return Markup(inline_svg(drawn[plot.name].decode("utf-8"), plot.name, plot.title))
 
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            title=title,
-            subtitle=subtitle,
-            sections=sections,
-            store=store,
-            made=made,
-            facts=facts,
-            files=files,
-            css=_read("report.css"),
-            js=_read("report.js"),
-            most_rows=MOST_ROWS,
-            figure=figure,
-        )
-    )
+    template = _environment().get_template("section.html")
+    return Markup(template.render(section=section, store=store, files=files, most_rows=MOST_ROWS, figure=figure))
 
 
 @cache
@@ -153,13 +162,11 @@ def _prose(text: str) -> Markup:
     return Markup("\n".join(parts))
 
 
-def tables_of(sections: Sequence[Section]) -> dict[str, str]:
+def tables_of(section: Section) -> dict[str, str]:
     """Every table as CSV, by name."""
-    blocks = [block for section in sections for block in section.blocks]
-    return {block.name: formats.to_csv(block.rows) for block in blocks if isinstance(block, Table)}
+    return {block.name: formats.to_csv(block.rows) for block in section.blocks if isinstance(block, Table)}
 
 
-def figures_of(sections: Sequence[Section]) -> dict[str, Figure]:
+def figures_of(section: Section) -> dict[str, Figure]:
     """Every figure by name."""
-    blocks = [block for section in sections for block in section.blocks]
-    return {block.name: block.figure for block in blocks if isinstance(block, Plot)}
+    return {block.name: block.figure for block in section.blocks if isinstance(block, Plot)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +13,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from and_platform import db
-from and_platform.errors import AndpError, InputError
+from and_platform import db, logs, output_files
+from and_platform.errors import AndpError, DatabaseUnreachableError, InputError
 from and_platform.resources import resource
 from and_platform.schema import Network
 from and_platform.services import experiments
@@ -21,6 +22,8 @@ from and_platform.services.experiments import Subject
 from and_platform.services.progress import SILENT, Advance, Progress
 from and_platform.services.report.content import Block, Missing, Section
 from and_platform.services.report.sounds import Store
+
+log = logging.getLogger(__name__)
 
 SECTIONS = (
     "about", "layers", "last-layer", "quality", "adjectives", "blocks", "ablation", "acoustics", "interpretability",
@@ -165,8 +168,8 @@ def section(work: Work, key: str, build: Builder) -> Section:
     texts = _methods()[key]
     try:
         blocks = list(build(work))
-    except AndpError as error:
-        blocks = [missing(error)]
+    except Exception as error:  # noqa: BLE001 (whatever it is, the other sections are to be written)
+        blocks = [left_out(key, error)]
     commands = [
         str(texts["command"]).format(
             network=shlex.quote(about.network), networks=shlex.join(work.networks), dissection=about.dissection_id,
@@ -183,6 +186,30 @@ def missing(error: AndpError, network: str | None = None) -> Missing:
     text = str(error).strip()
     whose = f" of {network}" if network else ""
     return Missing(f"Not in this report{whose}: {text}")
+
+
+def left_out(key: str, error: Exception) -> Missing:
+    """What stands in the place of a section that failed.
+
+    Raises
+    ------
+    DatabaseUnreachableError
+        The database is out of reach, so that the others would fail too.
+    AndpError
+        No space is left on a disk.
+    """
+    if isinstance(error, AndpError):
+        if isinstance(error, DatabaseUnreachableError) or output_files.out_of_space(error):
+            raise error
+        return missing(error)
+    if output_files.out_of_space(error):
+        raise InputError(
+            f"no space is left on a disk ({logs.mask(str(error))}); free some, and run this again"
+        ) from error
+    log.info("the section %s failed", key, exc_info=error)
+    first = str(error).strip().partition("\n")[0]
+    told = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return Missing(f"Not in this report: it could not be made ({logs.mask(told)}); run again with -v for the traceback")
 
 
 _BY_CLASS = ("last_layer", "unlearning", "sweep", "feature_ablation")

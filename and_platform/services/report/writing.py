@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from and_platform import output_files
 from and_platform.errors import InputError
 from and_platform.plots import style
 from and_platform.services.report import render
 from and_platform.services.report.content import Missing, Section
 from and_platform.services.report.sounds import Store
+from and_platform.services.report.work import left_out
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _MARK = '<meta name="generator" content="andp report">'
-_PARTS = ("index.html", "tables", "figures")
+_PARTS = frozenset({"index.html", "tables", "figures"})
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,8 @@ def check(folder: Path, *, force: bool = False) -> None:
     InputError
         It is a file, or a folder with something else in it, or cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"'{folder}' is a file; name a folder")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(
-            f"'{folder}' cannot be written: '{there}' is no folder that you may write to; name another one"
-        )
+    output_files.recover(folder)
+    output_files.check_folder(folder)
     if force or not folder.exists() or not any(folder.iterdir()) or _is_ours(folder / "index.html"):
         return
     raise InputError(f"'{folder}' holds something else; name another folder, or add --force to write beside it")
@@ -72,39 +70,56 @@ def write(
     InputError
         The folder cannot be written.
     """
-    figures = render.figures_of(sections)
-    drawn = {name: style.render(figure, "svg") for name, figure in figures.items()}
-    tables = render.tables_of(sections)
+    parts = [_part(section, store) for section in sections]
+    bodies = {part.section.key: part.body for part in parts}
+    shown = [part.section for part in parts]
     text = render.page(
-        title=title, subtitle=subtitle, sections=sections, store=store, drawn=drawn, facts=facts, made=made
+        title=title, subtitle=subtitle, sections=shown, bodies=bodies, store=store, facts=facts, made=made
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as aside:
-            new, old = Path(aside) / "new", Path(aside) / "old"
-            for path in (new / "tables", new / "figures", old):
-                path.mkdir(parents=True)
-            (new / "index.html").write_text(text, "utf-8")
-            for name, content in tables.items():
-                (new / "tables" / f"{name}.csv").write_text(content, "utf-8")
-            for name, vector in drawn.items():
-                (new / "figures" / f"{name}.svg").write_bytes(vector)
-                (new / "figures" / f"{name}.png").write_bytes(style.render(figures[name], "png"))
-            for name in _PARTS:
-                place = folder / name
-                if place.exists():
-                    shutil.move(place, old / name)
-                shutil.move(new / name, place)
-    except OSError as error:
-        raise InputError(f"'{folder}' cannot be written: {error.strerror or error}") from error
+    with output_files.folder(folder, ours=_PARTS.__contains__, keep_others=True) as new:
+        for name in ("tables", "figures"):
+            (new / name).mkdir()
+        (new / "index.html").write_text(text, "utf-8")
+        for part in parts:
+            for name, content in part.files.items():
+                (new / name).write_bytes(content)
+    names = sorted(name for part in parts for name in part.files)
     return Report(
-        folder / "index.html", len(text.encode()), [part.key for part in sections], sorted(tables), sorted(drawn),
+        folder / "index.html", len(text.encode()), [section.key for section in shown],
+        [Path(name).stem for name in names if name.startswith("tables/")],
+        [Path(name).stem for name in names if name.endswith(".svg")],
         len(store.sounds),
         {
-            part.key: told for part in sections
-            if (told := [block.text for block in part.blocks if isinstance(block, Missing)])
+            section.key: told for section in shown
+            if (told := [block.text for block in section.blocks if isinstance(block, Missing)])
         },
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A section as it is written: its HTML, and its files by name."""
+
+    section: Section
+    body: Markup
+    files: dict[str, bytes]
+
+
+def _part(section: Section, store: Store, *, files: bool = True) -> _Part:
+    """Draw and render a section; one that fails is left out, and says why."""
+    try:
+        return _rendered(section, store, files=files)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the other sections are to be written)
+        return _rendered(replace(section, blocks=[left_out(section.key, error)]), store, files=files)
+
+
+def _rendered(section: Section, store: Store, *, files: bool) -> _Part:
+    figures = render.figures_of(section)
+    drawn = {name: style.render(figure, "svg") for name, figure in figures.items()}
+    beside = {f"tables/{name}.csv": text.encode("utf-8") for name, text in render.tables_of(section).items()}
+    for name, figure in figures.items():
+        beside |= {f"figures/{name}.svg": drawn[name], f"figures/{name}.png": style.render(figure, "png")}
+    return _Part(section, render.body(section, store, drawn, files=files), beside)
 
 
 def write_page(
@@ -126,16 +141,12 @@ def write_page(
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"'{path.name}' is no page; end it with .html")
+    parts = [_part(section, store, files=False) for section in sections]
     text = render.page(
-        title=title, subtitle=subtitle, sections=sections, store=store, drawn={}, facts=facts, made=made, files=False
-    )
-    aside = path.with_name(f".{path.name}.writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, "utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be written: {error.strerror or error}") from error
+        title=title, subtitle=subtitle, sections=[part.section for part in parts],
+        bodies={part.section.key: part.body for part in parts}, store=store, facts=facts, made=made,
+    )  # fmt: skip
+    output_files.write(path, text)
     return path
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from and_platform import db
+from and_platform import db, output_files
 from and_platform.errors import AudioError, ConflictError, IncompleteError, InputError
 from and_platform.queries import study as queries
 from and_platform.schema import Study
@@ -78,7 +75,8 @@ def export(
     """Draw neurons, keep them as a study, and write the folder that raters open in a browser.
 
     Neurons are drawn per layer in the order of a hash of the seed and their name, among those of which every method says
-    something. All is written or nothing is: a folder that could not be finished leaves neither files nor a study.
+    something. Where the files cannot be written, neither they nor a study are left. The same study again is written over
+    itself, as after a kill.
 
     Parameters
     ----------
@@ -96,7 +94,7 @@ def export(
     audio
         flac or mp3.
     force
-        Replace a folder that holds a study.
+        Replace a folder that holds another study.
 
     Raises
     ------
@@ -111,10 +109,14 @@ def export(
     """
     _check(per_layer, exemplars, seed, methods, audio)
     folder = folder.expanduser().absolute()
-    _check_folder(folder, force)
-    with provenance.run(
-        engine, "study export", {"network": network, "folder": str(folder), "name": name, "seed": seed}
-    ) as run, db.transaction(engine) as session:  # fmt: skip
+    there = _check_folder(folder)
+    arguments = {"network": network, "folder": str(folder), "name": name, "seed": seed}
+    with (
+        provenance.run(engine, "study export", arguments) as run,
+        # The study is kept first, then its folder put in place: a kill in between leaves what the same command finds.
+        output_files.folder(folder, ours=_OURS.__contains__) as draft,
+        db.transaction(engine) as session,
+    ):
         about = experiments.subject(session, network, dissection)
         run.dissection_id = about.dissection_id
         asked: dict[str, Any] = {
@@ -123,11 +125,14 @@ def export(
         }  # fmt: skip
         notes = _left_out(methods, asked["methods"])
         study, new = _study(session, about, asked)
+        if there and not force and there != study.token:
+            raise InputError(f"{folder} is not empty; name another folder, or replace a study there with --force")
         if new:
             notes += _draw(session, about, study, asked)
-        counts = _write(session, study, asked, folder, audio, progress)
+        counts = _write(session, study, asked, draft, audio, progress)
         run.counts |= {"neurons": counts["neurons"], "clips": counts["clips"]}
-        return Exported(study.name, study.token, folder, **counts, new=new, methods=asked["methods"], notes=notes)
+        made = Exported(study.name, study.token, folder, **counts, new=new, methods=asked["methods"], notes=notes)
+    return made
 
 
 def _check(per_layer: int, exemplars: int, seed: int, methods: Sequence[str] | None, audio: str) -> None:
@@ -143,16 +148,14 @@ def _check(per_layer: int, exemplars: int, seed: int, methods: Sequence[str] | N
         raise InputError(f"clips cannot be written as '{audio}'; choose {' or '.join(AUDIO)}")
 
 
-def _check_folder(folder: Path, force: bool) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder")
-    there = {path.name for path in folder.iterdir()}
-    if there and not force:
-        raise InputError(f"{folder} is not empty; name another folder, or replace a study there with --force")
+def _check_folder(folder: Path) -> str | None:
+    """The token of the study that is in the folder, or "unknown"; None where the folder is empty or not there."""
+    output_files.recover(folder)
+    output_files.check_folder(folder)
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if other := sorted(there - _OURS):
         raise InputError(f"{folder} holds something else than a study ({other[0]}); name another folder")
+    return (page.token_of(folder) or "unknown") if there else None
 
 
 def _methods(session: Session, about: experiments.Subject, asked: Sequence[str] | None) -> list[str]:
@@ -264,44 +267,18 @@ def _draw(session: Session, about: experiments.Subject, study: Study, asked: dic
 
 
 def _write(
-    session: Session, study: Study, asked: dict[str, Any], folder: Path, audio: str, progress: Progress
+    session: Session, study: Study, asked: dict[str, Any], draft: Path, audio: str, progress: Progress
 ) -> dict[str, int]:
-    """Write the folder beside its place, then put it there in one step."""
+    """Write page, note and clips."""
     clips = queries.study_clips(session, study=study.id, exemplars=asked["exemplars"])
     shown = queries.study_shown(session, study=study.id)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as exc:
-        raise InputError(f"cannot write to '{folder}' ({exc.strerror}); name another folder") from exc
-    try:
-        distinct = {row["clip_id"]: row for row in clips}
-        with progress.stage("write clips", len(distinct), "clips") as advance:
-            files = _write_clips(study.token, list(distinct.values()), draft / page.AUDIO, audio, advance)
-        page.write(draft, study.token, study.name, shown, [{**row, "file": files[row["clip_id"]]} for row in clips])
-        size = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file())
-        draft.chmod(0o755)
-        _put(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    distinct = {row["clip_id"]: row for row in clips}
+    with progress.stage("write clips", len(distinct), "clips") as advance:
+        files = _write_clips(study.token, list(distinct.values()), draft / page.AUDIO, audio, advance)
+    page.write(draft, study.token, study.name, shown, [{**row, "file": files[row["clip_id"]]} for row in clips])
+    size = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file())
     items = {row["item"] for row in shown}
     return {"neurons": len(items), "descriptions": len(shown), "clips": len(distinct), "bytes": size}
-
-
-def _put(draft: Path, folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        folder.replace(old)
-        try:
-            draft.replace(folder)
-        except OSError:
-            old.replace(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        with suppress(FileNotFoundError):
-            folder.rmdir()
-        draft.replace(folder)
 
 
 def _write_clips(token: str, clips: list[dict[str, Any]], folder: Path, audio: str, advance: Advance) -> dict[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -20,6 +21,9 @@ VERSION = 1
 
 QUESTION = "Does the given description accurately describe most of these audio clips?"
 """As the paper asks it (section 4.2)."""
+
+# What HTML reads in a script element, and the separators that JavaScript once took for ends of lines.
+_UNSAFE = re.compile("[<>&\u2028\u2029]")
 
 STEPS = ("strongly disagree", "disagree", "neither agree nor disagree", "agree", "strongly agree")
 
@@ -53,25 +57,41 @@ def content(token: str, name: str, shown: list[dict[str, Any]], clips: list[dict
 def render(data: dict[str, Any]) -> str:
     """The page: markup, style, script and data in one file, which needs nothing else but the clips."""
     parts = {name: (resource("study") / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")}
-    # Whatever a description says, it cannot end the element that it stands in.
-    embedded = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = parts["page.html"]
-    for place, text in (
-        ("{{name}}", html.escape(data["name"])), ("{{style}}", parts["page.css"]), ("{{script}}", parts["page.js"]),
-        ("{{data}}", embedded),
-    ):  # fmt: skip
-        before, found, after = page.partition(place)
-        assert found, place
-        page = before + text + after
-    return page
+    return _filled(
+        parts["page.html"],
+        name=html.escape(" ".join(data["name"].split())),
+        style=parts["page.css"],
+        script=parts["page.js"],
+        data=embedded(data),
+    )
+
+
+def embedded(data: Any) -> str:
+    """JSON for a script element: whatever a text says, it can neither end the element nor begin a comment."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def token_of(folder: Path) -> str | None:
+    """The token of the study whose page is in a folder; None where there is no page of ours."""
+    try:
+        text = (folder / INDEX).read_text("utf-8")
+        found = re.search(r'<script type="application/json" id="study-data">(.*?)</script>', text, re.DOTALL)
+        token = json.loads(found[1])["study"] if found else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return token if isinstance(token, str) else None
+
+
+def _filled(template: str, **values: str) -> str:
+    """Put values into the places `{{name}}` of a template, in one pass: a value that looks like a place stays as it is."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)
 
 
 def readme(name: str, n_items: int, n_clips: int) -> str:
     """What raters have to know, as plain text."""
     text = (resource("study") / README).read_text("utf-8")
-    for place, value in (("{{name}}", name), ("{{items}}", str(n_items)), ("{{clips}}", str(n_clips))):
-        text = text.replace(place, value)
-    return text
+    return _filled(text, name=" ".join(name.split()), items=str(n_items), clips=str(n_clips))
 
 
 def write(folder: Path, token: str, name: str, shown: list[dict[str, Any]], clips: list[dict[str, Any]]) -> None:

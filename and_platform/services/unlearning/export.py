@@ -46,7 +46,7 @@ def export(
     Parameters
     ----------
     directory
-        Made where it is missing.
+        Made where it is missing. The same export again is written again; another network in it is an error.
     structured
         Really remove the units of feed-forward layers; without it they are zeroed.
     mask_only
@@ -56,8 +56,10 @@ def export(
     ------
     NotFoundError
         There is no such plan.
+    ConflictError
+        There is another network in the directory.
     InputError
-        It has no neurons, or the options contradict each other.
+        It has no neurons, or the options contradict each other, or the directory cannot be written.
     """
     from and_platform.backends.networks.pruning import n_parameters_of, save_pruned, write_mask
 
@@ -82,8 +84,9 @@ def export(
             "dataset": row.trained_on, "held_out_fold": row.held_out_fold,
             "pruned": {name: about[name] for name in ("network", "strategy", "concept", "recipe")},
         }  # fmt: skip
-        report = save_pruned(loaded, selection, directory, structured, training=training)
-    write_mask(directory, selection, loaded, about)
+        report = save_pruned(loaded, selection, directory, structured, training=training, about=about)
+    else:
+        write_mask(directory, selection, loaded, about)
     return ExportReport(
         directory=directory, files=sorted(file.name for file in directory.iterdir() if file.is_file()), plan=plan,
         network=row.name, neurons=made.n_neurons, parameters=n_parameters_of(loaded, selection),
