@@ -11,7 +11,6 @@ size or 1e-5, float16 by two units in the last place.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -71,8 +70,32 @@ KEYS: dict[str, tuple[str, ...]] = {
     "dissected_layers": ("dissection_id", "layer_id"),
     "dissection_recipes": ("dissection_id", "stage"),
     "failures": ("stage", "unit"),
+    "experiments": ("recipe_id",),
+    "last_layer_names": ("experiment_id", "method", "similarity", "neuron_id", "rank"),
+    "last_layer_measures": ("experiment_id", "method", "similarity", "over", "measure"),
+    "explanation_scores": ("experiment_id", "neuron_id", "explanation", "reference"),
+    "ablation_plans": ("recipe_id",),
+    "ablation_plan_neurons": ("plan_id", "neuron_id"),
+    "ablations": ("experiment_id", "strategy", "target_unit", "size", "share", "seed"),
+    "clusterings": ("recipe_id",),
+    "clusters": ("clustering_id", "cluster"),
+    "cluster_sentences": ("clustering_id", "text_id"),
+    "studies": ("name",),
+    "study_items": ("study_id", "item"),
+    "study_descriptions": ("study_id", "item", "slot"),
+    "study_ratings": ("study_id", "rater", "item", "slot"),
+    "study_summaries": ("study_id", "rater", "item"),
 }
-"""Table -> the columns that say which row it is. What is missing here is no result: runs, units, workers."""
+"""Table -> the columns that say which row it is."""
+
+EXCLUDED = {
+    "runs": "one row for each command that was begun: a command that was killed and run again has two",
+    "run_steps": "steps of a run",
+    "work_units": "units of a run",
+    "training_epochs": "epochs of a run; one that was killed keeps those that it came to",
+    "workers": "processes",
+}
+"""Tables that are not compared, and why. A table is here or in `KEYS`; a test says so."""
 
 _BESIDES = {
     "id", "block_clips", "created_at", "completed_at", "finished_at", "happened_at", "resolved_at", "retired_at", "run_id",
@@ -80,12 +103,8 @@ _BESIDES = {
 }  # fmt: skip
 """Columns that say when, where, by whom and in which portions."""
 
-_REFERS = {
-    **{f"{table[:-1]}_id": table for table in KEYS if table.endswith("s")},
-    "summary_id": "summaries", "high_summary_id": "summaries", "low_summary_id": "summaries", "terms": "terms",
-    "parents": "recipes",
-}  # fmt: skip
-"""Column -> the table whose ids it holds: one, or a list of them."""
+_LISTS = {"terms": "terms", "parents": "recipes"}
+"""Columns that hold lists of ids, which no foreign key tells of -> the table whose ids these are."""
 
 Key = tuple[Any, ...]
 Row = dict[str, Any]
@@ -168,7 +187,7 @@ class _Names:
     def of(self, table: str) -> dict[int, Key]:
         if table not in self._known:
             key = KEYS[table]
-            names = [self.resolver(column) for column in key]
+            names = [self.resolver(table, column) for column in key]
             with db.reading(self._engine) as session:
                 found = session.execute(sa.text(f"SELECT id, {', '.join(key)} FROM {table}")).all()
             self._known[table] = {
@@ -176,11 +195,12 @@ class _Names:
             }
         return self._known[table]
 
-    def resolver(self, column: str) -> Callable[[Any], Any]:
+    def resolver(self, table: str, column: str) -> Callable[[Any], Any]:
         """What makes names of a column's values."""
-        if column not in _REFERS:
+        target = refers(table, column)
+        if target is None:
             return _plain
-        known = self.of(_REFERS[column])
+        known = self.of(target)
 
         def name(value: Any) -> Any:
             if isinstance(value, list):
@@ -191,8 +211,18 @@ class _Names:
         return name
 
 
+def refers(table: str, column: str) -> str | None:
+    """The table whose ids a column holds, also where it holds them by way of another table's key."""
+    if column in _LISTS:
+        return _LISTS[column]
+    for key in Base.metadata.tables[table].columns[column].foreign_keys:
+        there = key.column
+        return there.table.name if there.name == "id" else refers(there.table.name, there.name)
+    return None
+
+
 def _plain(value: Any) -> Any:
-    """Numbers as arrays, what JSON holds as text, the rest as it is."""
+    """Numbers as arrays, the rest as it is."""
     match value:
         case HalfVector():
             return np.asarray(value.to_list(), np.float16)
@@ -202,17 +232,17 @@ def _plain(value: Any) -> Any:
             return np.float32(value)
         case memoryview():
             return bytes(value)
-        case list() if value and all(isinstance(one, float) for one in value):
-            return np.asarray(value, np.float32)
-        case dict() | list():
-            return json.dumps(value, sort_keys=True)
+        case list() if any(isinstance(one, float) for one in value) and all(
+            isinstance(one, float | None) for one in value
+        ):
+            return np.asarray(value, np.float32)  # NULL: not a number
         case _:
             return value
 
 
 def _read(engine: sa.Engine, table: str, key: tuple[str, ...], named: _Names) -> Table:
     columns = [column.name for column in Base.metadata.tables[table].columns if column.name not in _BESIDES]
-    names = {column: named.resolver(column) for column in columns}
+    names = {column: named.resolver(table, column) for column in columns}
     rest = [column for column in columns if column not in key]
     kept: Table = {}
     with db.reading(engine) as session:
@@ -230,6 +260,13 @@ def _equal(one: Any, other: Any) -> bool:
             return False
         allowed = HALF if one.dtype == np.float16 else SINGLE
         return bool(np.allclose(np.float64(one), np.float64(other), equal_nan=True, **allowed))
+    match one, other:  # what JSON holds
+        case float(), int() | float():
+            return bool(np.isclose(one, other, equal_nan=True, **SINGLE))
+        case dict(), dict():
+            return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+        case list(), list():
+            return len(one) == len(other) and all(map(_equal, one, other))
     return bool(one == other)
 
 
