@@ -103,8 +103,11 @@ _BESIDES = {
 }  # fmt: skip
 """Columns that say when, where, by whom and in which portions."""
 
-_LISTS = {"terms": "terms", "parents": "recipes"}
-"""Columns that hold lists of ids, which no foreign key tells of -> the table whose ids these are."""
+_REFERS = {
+    **{"terms": "terms", "parents": "recipes"},
+    **{f"{table[:-1]}_id": table for table in ("recordings", "layers", "neurons", "recipes", "concepts")},
+}
+"""Columns that no foreign key tells of, lists of ids and those of partitioned tables -> the table whose ids these are."""
 
 Key = tuple[Any, ...]
 Row = dict[str, Any]
@@ -144,10 +147,25 @@ class Difference:
             self.examples.append(f"{kind}: {table} {' | '.join(map(str, key))[:300]} {more}")
 
 
-def read(engine: sa.Engine) -> dict[str, Table]:
-    """All results of a database, under natural keys."""
+def read(engine: sa.Engine, tables: Iterable[str] = KEYS) -> dict[str, Table]:
+    """All results of a database, or those in some tables, under natural keys."""
     named = _Names(engine)
-    return {table: _read(engine, table, key, named) for table, key in KEYS.items()}
+    return {table: _read(engine, table, KEYS[table], named) for table in tables}
+
+
+def unknown(metadata: sa.MetaData) -> list[str]:
+    """Tables that are neither compared nor excluded, and columns with ids of which it is not known whose they are."""
+    tables = [name for name in metadata.tables if name not in KEYS and name not in EXCLUDED]
+    columns = [
+        f"{name}.{column.name}"
+        for name, table in metadata.tables.items()
+        for column in table.columns
+        if name in KEYS
+        and column.name.endswith(("_id", "_ids"))
+        and column.name not in _BESIDES
+        and refers(name, column.name, metadata) is None
+    ]
+    return sorted(tables + columns)
 
 
 def compare(expected: Mapping[str, Table], found: Mapping[str, Table]) -> Difference:
@@ -167,9 +185,7 @@ def compare(expected: Mapping[str, Table], found: Mapping[str, Table]) -> Differ
             one, other = asked[0], got[0]
             for column in one:
                 if not _equal(one[column], other[column]):
-                    difference._note(
-                        "different", table, key, f"{column}: {one[column]!r:.80} and {other[column]!r:.80}"
-                    )
+                    difference._note("different", table, key, _told(column, one[column], other[column]))
                     break
     return difference
 
@@ -204,21 +220,19 @@ class _Names:
 
         def name(value: Any) -> Any:
             if isinstance(value, list):
-                return tuple(known[one] for one in value)
+                return tuple(map(name, value))
             # What its row is gone of is told by the id: it can only be found as a difference.
             return known.get(value, f"no {column} {value}") if value is not None else None
 
         return name
 
 
-def refers(table: str, column: str) -> str | None:
+def refers(table: str, column: str, metadata: sa.MetaData = Base.metadata) -> str | None:
     """The table whose ids a column holds, also where it holds them by way of another table's key."""
-    if column in _LISTS:
-        return _LISTS[column]
-    for key in Base.metadata.tables[table].columns[column].foreign_keys:
+    for key in metadata.tables[table].columns[column].foreign_keys:
         there = key.column
-        return there.table.name if there.name == "id" else refers(there.table.name, there.name)
-    return None
+        return there.table.name if there.name == "id" else refers(there.table.name, there.name, metadata)
+    return _REFERS.get(column)
 
 
 def _plain(value: Any) -> Any:
@@ -268,6 +282,15 @@ def _equal(one: Any, other: Any) -> bool:
         case list(), list():
             return len(one) == len(other) and all(map(_equal, one, other))
     return bool(one == other)
+
+
+def _told(name: str, one: Any, other: Any) -> str:
+    """Two values that are not the same; of JSON the first member that is not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted(one.keys() | other.keys()):
+            if not _equal(one.get(key), other.get(key)):
+                return _told(f"{name}.{key}", one.get(key), other.get(key))
+    return f"{name}: {one!r:.80} and {other!r:.80}"
 
 
 def total(tables: Mapping[str, Table], names: Iterable[str] = KEYS) -> int:
