@@ -103,6 +103,9 @@ _BESIDES = {
 }  # fmt: skip
 """Columns that say when, where, by whom and in which portions."""
 
+_TIMES = {"seconds"}
+"""Members of JSON that say how long something took."""
+
 _REFERS = {
     **{"terms": "terms", "parents": "recipes"},
     **{f"{table[:-1]}_id": table for table in ("recordings", "layers", "neurons", "recipes", "concepts")},
@@ -278,7 +281,7 @@ def _equal(one: Any, other: Any) -> bool:
         case float(), int() | float():
             return bool(np.isclose(one, other, equal_nan=True, **SINGLE))
         case dict(), dict():
-            return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+            return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one.keys() - _TIMES)
         case list(), list():
             return len(one) == len(other) and all(map(_equal, one, other))
     return bool(one == other)
@@ -288,7 +291,7 @@ def _told(name: str, one: Any, other: Any) -> str:
     """Two values that are not the same; of JSON the first member that is not."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted(one.keys() | other.keys()):
-            if not _equal(one.get(key), other.get(key)):
+            if key not in _TIMES and not _equal(one.get(key), other.get(key)):
                 return _told(f"{name}.{key}", one.get(key), other.get(key))
     return f"{name}: {one!r:.80} and {other!r:.80}"
 

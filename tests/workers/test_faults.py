@@ -102,8 +102,8 @@ def test_whatever_is_killed_rows_are_those_of_an_undisturbed_run(cluster: Cluste
     for _ in range(2):
         cluster.start_worker("--concurrency", "2")
     storm = Storm(cluster, random.Random(0), hang_s=100)
-    victims = ["child", "worker", *(["broker"] if broker else []), "postgres", "client"]
-    storm.dissect((*DISSECT, "--distributed"), [5 + 8 * i for i in range(len(victims))], victims)
+    victims = ["child", "worker", *(["broker"] if broker else []), "postgres", "backend", "client"]
+    storm.dissect((*DISSECT, "--distributed"), [5 + 6 * i for i in range(len(victims))], victims)
     assert storm.kills == dict.fromkeys(victims, 1)
     # The client may come back when all is done: the run that it then opens finds nothing to do.
     assert set(outcomes(cluster)) == {"ok"}, f"{storm.state()}\n{cluster.logs()}"
