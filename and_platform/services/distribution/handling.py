@@ -48,9 +48,6 @@ HOPELESS = (
 )  # fmt: skip
 """Errors that another try will meet again."""
 
-MESSAGE = "message"
-"""The stage of failures that tell of messages and not of work."""
-
 _MOST_REFUSED = 1000
 """Messages that are kept at most; further ones are in the worker's log alone."""
 
@@ -156,11 +153,11 @@ def refuse(
     told = f"a message was refused: {reason}"
     with db.transaction(engine) as session:
         found = None if unit_id is None else ledger.count_try(session, unit_id, told, me)
-        open_ = sa.select(sa.func.count()).where(Failure.stage == MESSAGE, Failure.resolved_at.is_(None))
+        open_ = sa.select(sa.func.count()).where(Failure.stage == provenance.MESSAGE, Failure.resolved_at.is_(None))
         if (session.scalar(open_) or 0) < _MOST_REFUSED:
             provenance.record_failure(
                 session,
-                stage=MESSAGE,
+                stage=provenance.MESSAGE,
                 scope=f"queue:{queue}",
                 unit=name,
                 reason=told,
