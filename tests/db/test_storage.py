@@ -219,6 +219,7 @@ def test_a_killed_drop_is_finished(wide: sa.Engine, how: str) -> None:
             assert activations.leftover(session) == [empty.id]
         assert any("left of recording" in row["what"] for row in storage.sizes(wide))
         if how == "again":
+            assert record.unused(wide) == [empty.id]
             assert record.drop(wide, empty.id) > 0
         else:
             assert storage.vacuum(wide)[0]["count"] == 1

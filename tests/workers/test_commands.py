@@ -37,7 +37,7 @@ def script() -> Iterator[Script]:
 def test_a_command_that_was_killed_goes_on_when_it_is_run_again(script: Script, name: str) -> None:
     step, told = script.steps[name], Told()
     script.kill(step, script.moments(step, 2, random.Random(name)), told)
-    assert told.kills + told.late == 2 and told.kills >= 1, told
+    assert told.kills >= 1, told
     assert not told.wrong, "\n".join(told.examples)
     assert told.rows or name == "db upgrade"
 
