@@ -6,6 +6,7 @@ schema on any Postgres, and may be run once only. The queues are made with it, s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from and_platform.errors import ConfigError, DatabaseError, MessageError, Missin
 from workers.queues import QUEUES, broker_name
 from workers.settling import Settling
 from workers.validation import MOST_BYTES, Refused, check_envelope, parsed, refuse
+
+log = logging.getLogger(__name__)
 
 SCHEME = "pgmq://"
 IDLE_S, BUSY_S = 0.2, 0.01
@@ -56,10 +59,17 @@ class Channel(Settling, kombu_pgmq.Channel):
             found = _checked(text, queue)
             if isinstance(found, Refused):
                 refuse(found, queue)
-                self.pgmq.archive(name, msg_id)
+                self._archive(name, msg_id)
             else:
                 taken.append(SimpleNamespace(msg_id=msg_id, read_ct=0, message=found))
         return taken
+
+    def _archive(self, name: str, msg_id: int) -> None:
+        try:
+            self.pgmq.archive(name, msg_id)
+        except (psycopg.ProgrammingError, psycopg.IntegrityError) as exc:  # its archive is not this user's, or is gone
+            log.error("cannot archive a message of the queue %s, and delete it: %s", name, exc)
+            self.pgmq.delete(name, msg_id)
 
     def mend(self) -> None:
         pool = self.pgmq.pool

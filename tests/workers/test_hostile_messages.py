@@ -252,6 +252,18 @@ def test_a_worker_refuses_what_no_sender_of_ours_makes_and_reads_on(bench: Bench
             assert {key for key in client.scan_iter() if not key.startswith(b"_kombu.binding")} == set()
 
 
+@pytest.mark.parametrize("bench", ["pgmq"], indirect=True)
+def test_a_message_that_cannot_be_archived_is_deleted(bench: Bench, engine: sa.Engine) -> None:
+    worker = bench.worker("--queues", "cpu")
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE pgmq.a_andp_cpu RENAME TO elsewhere"))
+    send(Sent(headers(), b"no JSON"), QUEUE, bench.server, engine.url)
+    bench.send("cpu", "good")
+    bench.wait(lambda: "end good" in bench.lines())
+    bench.wait(lambda: bench.taken() == 0 and not any(brokers.depths().values()))
+    assert worker.poll() is None and refused(bench) == 1
+
+
 @pytest.mark.parametrize("bench", ["rabbitmq", "redis"], indirect=True)  # pgmq, as we make it, has no broadcasts
 def test_no_worker_listens_to_commands_from_afar(bench: Bench, engine: sa.Engine) -> None:
     from celery import Celery
