@@ -9,7 +9,8 @@ A message says what is wrong and what to do next; the CLI prints it as one line 
     ├── InputError               what the user gave cannot be used
     │   ├── AudioError           a sound file that cannot be decoded or measured
     │   ├── ManifestError        a manifest, caption file or concept file
-    │   └── QueryError           SQL of the user's that the server refused
+    │   ├── QueryError           SQL of the user's that the server refused
+    │   └── MessageError         a broker's message that no sender of ours makes
     ├── DatabaseError
     │   ├── DatabaseUnreachableError
     │   ├── ExtensionMissingError
@@ -67,6 +68,10 @@ class ManifestError(InputError):
 
 class QueryError(InputError):
     """SQL written by the user that the server refused."""
+
+
+class MessageError(InputError):
+    """A message in the workers' queues that no sender of ours makes."""
 
 
 class DatabaseError(AndpError):

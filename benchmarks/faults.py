@@ -1,7 +1,9 @@
-"""Dissections by real workers while anything is killed, and what became of their rows.
+"""Dissections by real workers while anything is killed, every command that computes killed, and what became of their rows.
 
     PYTHONPATH=. python benchmarks/faults.py --kills 100 --brokers pgmq,rabbitmq,redis --seed 0
     PYTHONPATH=. python benchmarks/faults.py --kills 10 --brokers redis --results faults.json
+    PYTHONPATH=. python benchmarks/faults.py --commands all --kills 336 --results commands.json
+    PYTHONPATH=. python benchmarks/faults.py --commands ingest,report --kills 20
 
 For each broker: Postgres in a temporary folder, the broker, two workers with two children each, a client that waits for its
 dissection. A victim drawn by chance (a worker's child, a worker with or without its children, the broker, Postgres, one
@@ -12,6 +14,10 @@ says how.
 
 A unit may be tried 30 times here instead of 3, for kills every few seconds are no sign that a unit is to blame, and a worker
 is taken for dead after 6 seconds instead of 30, so that more kills go into an hour.
+
+With `--commands`: each command is killed at moments and at statements drawn by chance, once or twice, from the database that
+it finds in an undisturbed run of all of them; then the same command is run again, and rows, tables, indexes and files are
+compared. `tests/workers/commands.py` says how. With `--results` it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from and_platform.api import Platform
-from tests.workers import backends, rows
+from tests.workers import backends, commands, rows
 from tests.workers.cluster import Cluster
 from tests.workers.servers import RabbitMQ, Redis, Server
 from tests.workers.storm import VICTIMS, Storm
@@ -69,7 +75,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=600, help="clips of a data set")
     parser.add_argument("--each", type=int, default=12, help="kills for each dissection")
     parser.add_argument("--results", type=Path, help="write what was found (JSON)")
+    parser.add_argument("--commands", help="kill these commands, or all of them, instead of dissections")
     options = parser.parse_args()
+    if options.commands:
+        wanted = () if options.commands == "all" else options.commands.split(",")
+        sys.exit(kill_commands(wanted, options.kills, options.seed, options.results))
     brokers = options.brokers.split(",")
     share = [len(part) for part in np.array_split(range(options.kills), len(brokers))]
     n_sets = -(-max(share) // options.each)
@@ -168,6 +178,46 @@ def disturbed(cluster: Cluster, name: str, kills: int, each: int, units: list[in
     return Told(
         name, storm.kills, storm.steps, storm.restarts, storm.clients, len(units), done, retries, deadlocks, seconds, 0.0
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def kill_commands(wanted: Sequence[str], kills: int, seed: int, results: Path | None) -> bool:
+    """Kill commands; returns whether anything was wrong."""
+    found: dict[str, commands.Told] = {}
+    if results is not None and results.exists():
+        found = {name: commands.Told(**told) for name, told in json.loads(results.read_text()).items()}
+    with Cluster(environment=commands.SETTINGS) as cluster:
+        script = commands.Script(cluster, wanted)
+        script.undisturbed(lambda line: note(f"undisturbed: {line}"))
+        each = -(-kills // len(script.wanted))
+        for step in script.wanted:
+            told = found.setdefault(step.name, commands.Told())
+            while told.kills < each:
+                draw = random.Random(f"{seed} {step.name} {told.kills + told.late}")
+                script.kill(step, script.moments(step, draw.choice((1, 1, 2)), draw), told)
+                if results is not None:
+                    results.write_text(json.dumps({name: vars(one) for name, one in found.items()}, indent=1) + "\n")
+            note(f"{step.name}: {told.kills} kills, {told.rows:,} rows compared, {told.wrong} wrong")
+    show_commands(found)
+    return any(told.wrong for told in found.values())
+
+
+def show_commands(found: Mapping[str, commands.Told]) -> None:
+    columns = ("kills", "again", "stuck", "rows", "duplicates", "losses", "different", "files")
+    print("| command | " + " | ".join(columns) + " |")
+    print("| --- |" + " ---: |" * len(columns))
+    for name, told in found.items():
+        print(f"| {name} | " + " | ".join(f"{getattr(told, column):,}" for column in columns) + " |")
+    print(
+        "| all | "
+        + " | ".join(f"{sum(getattr(told, column) for told in found.values()):,}" for column in columns)
+        + " |"
+    )
+    for name, told in found.items():
+        for line in told.examples:
+            print(f"{name}: {line}")
 
 
 # ---------------------------------------------------------------------- telling

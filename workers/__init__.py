@@ -10,7 +10,8 @@ in the tables. So a message that is delivered twice does no harm, and one that i
 
     queues    the four queues, and how long a message of each may be kept
     app       the Celery app and its settings
-    pgmq      the broker that needs no server of its own
+    pgmq      the broker that needs no server of its own; rabbitmq, redis: the others
+    validation  which messages a worker takes
     brokers   what a broker holds, and what is wrong with it
     program   `andp worker`
     messages, tasks, pulse   what is sent, what is done, and the sign of life

@@ -31,7 +31,14 @@ KINDS = {
 }  # fmt: skip
 
 # By scheme and not by `broker_transport`, which would take precedence over the scheme, and so the TLS from rediss://.
-TRANSPORT_ALIASES |= {"pgmq": "workers.pgmq:Transport"} | dict.fromkeys(("redis", "rediss"), "workers.redis:Transport")
+TRANSPORT_ALIASES |= {
+    "pgmq": "workers.pgmq:Transport",
+    "amqp": "workers.rabbitmq:Transport",
+    "pyamqp": "workers.rabbitmq:Transport",
+    "amqps": "workers.rabbitmq:SSLTransport",
+    "redis": "workers.redis:Transport",
+    "rediss": "workers.redis:Transport",
+}
 
 
 def kind(config: Settings) -> str:

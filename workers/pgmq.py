@@ -6,7 +6,9 @@ schema on any Postgres, and may be run once only. The queues are made with it, s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -17,9 +19,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from and_platform import db
 from and_platform.config import Settings
-from and_platform.errors import ConfigError, DatabaseError, MissingExtraError
+from and_platform.errors import ConfigError, DatabaseError, MessageError, MissingExtraError
 from workers.queues import QUEUES, broker_name
 from workers.settling import Settling
+from workers.validation import MOST_BYTES, Refused, check_envelope, parsed, refuse
+
+log = logging.getLogger(__name__)
 
 SCHEME = "pgmq://"
 IDLE_S, BUSY_S = 0.2, 0.01
@@ -27,13 +32,59 @@ _CARRIED = ("host", "port", "dbname", "user", "password")
 _LOCK = 0x414E4451  # any constant, the same in all workers: one of them makes the schema
 
 
+# As text, and no more of it than a message of ours may have: the client would build objects of hundreds of megabytes, and
+# raise at numbers of thousands of digits, with the message still in its queue. `pg_column_size` does not unpack.
+_READ = (
+    "SELECT msg_id, CASE WHEN pg_column_size(message) <= %(most)s THEN left(message::text, %(most)s + 1) END"
+    " FROM pgmq.read(%(queue)s, %(vt)s, %(qty)s)"
+)
+_MOST = 4 * MOST_BYTES
+
+
 class Channel(Settling, kombu_pgmq.Channel):
-    """Kombu's channel, which reads on although it could not acknowledge."""
+    """Kombu's channel, which reads on although it could not acknowledge, and hands on only what was checked.
+
+    Other messages go into pgmq's archive, the table `pgmq.a_andp_QUEUE`.
+    """
+
+    def _receive_messages(self, queue: str, qty: int = 1, **_: Any) -> list[Any]:
+        name = self._queue_name(queue)
+        asked = {"queue": name, "vt": self.visibility_timeout, "qty": qty, "most": _MOST}
+        pool = self.pgmq.pool
+        assert pool is not None
+        with pool.connection() as connection:
+            rows = connection.execute(_READ, asked).fetchall()
+        taken = []
+        for msg_id, text in rows:
+            found = _checked(text, queue)
+            if isinstance(found, Refused):
+                refuse(found, queue)
+                self._archive(name, msg_id)
+            else:
+                taken.append(SimpleNamespace(msg_id=msg_id, read_ct=0, message=found))
+        return taken
+
+    def _archive(self, name: str, msg_id: int) -> None:
+        try:
+            self.pgmq.archive(name, msg_id)
+        except (psycopg.ProgrammingError, psycopg.IntegrityError) as exc:  # its archive is not this user's, or is gone
+            log.error("cannot archive a message of the queue %s, and delete it: %s", name, exc)
+            self.pgmq.delete(name, msg_id)
 
     def mend(self) -> None:
         pool = self.pgmq.pool
         assert pool is not None
         pool.check()
+
+
+def _checked(text: str | None, queue: str) -> dict[str, Any] | Refused:
+    if text is None or len(text) > _MOST:
+        return Refused(f"it is longer than {MOST_BYTES:,} bytes", text or "", None)
+    try:
+        payload = parsed(text, most=_MOST)
+    except MessageError as exc:
+        return Refused(str(exc), text, None)
+    return check_envelope(payload, queue)
 
 
 class Transport(kombu_pgmq.Transport):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import traceback as tracebacks
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -26,11 +27,15 @@ from and_platform.services.distribution.models import Models
 from workers import metrics, pulse, tracing
 from workers.app import app
 from workers.messages import MESSENGER
+from workers.queues import PREFIX
 
 log = logging.getLogger(__name__)
 
 _BREATH_S = 2.0
 """Before a message goes back to the broker, so that it does not go round and round."""
+
+_MOST_REASON, _MOST_TRACE = 500, 20_000
+"""Characters that are kept of an error that nobody expected, and of its traceback."""
 
 _in_work: set[int] = set()
 
@@ -59,31 +64,42 @@ def station() -> handling.Station:
 @app.task(name="andp.unit", bind=True)
 def unit(self: Any, unit_id: int) -> None:
     """Do a unit, if it is still to be done."""
-    with _kept():
+    with _kept(self.request, unit_id):
         handling.unit(station(), unit_id, _Observed(self.request.headers))
 
 
 @app.task(name="andp.advance", bind=True)
 def advance(self: Any, run_id: int) -> None:
     """See what a run needs next."""
-    with _kept(), tracing.through(self.request.headers):
+    with _kept(self.request), tracing.through(self.request.headers):
         handling.advance(station(), run_id)
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
-    """A message whose end could not be written down, or after which nothing could be sent, goes back to the broker.
+def _kept(request: Any, unit_id: int | None = None) -> Iterator[None]:
+    """Settle a message at which its task raised: Celery would take it for done, and the unit would be at work for ever.
 
-    Whatever the reason: Celery would take the message for done, and the unit would be at work for ever. Each delivery
-    counts a try, so that it does not go round and round.
+    Where the database or the broker is away it goes back to the broker. Anything else would be met at the next delivery, too:
+    then the message is kept among the failures, and a try of its unit is counted.
     """
     try:
         yield
-    except Exception as exc:
-        known = isinstance(exc, BrokerError | DatabaseError)
-        log.error("goes back to the broker: %s", exc, exc_info=None if known else exc)
+    except (BrokerError, DatabaseError) as exc:
+        log.error("goes back to the broker: %s", exc)
         time.sleep(_BREATH_S)
         raise Reject(exc, requeue=True) from exc
+    except Exception as exc:
+        reason = f"{type(exc).__name__}: {exc}"[:_MOST_REASON]
+        log.error("the message is given up: %s", reason, exc_info=exc)
+        queue, name = str(request.delivery_info.get("routing_key")).removeprefix(PREFIX), str(request.id)
+        trace = "".join(tracebacks.format_exception(exc))[-_MOST_TRACE:]
+        try:
+            handling.refuse(engine(), queue, name, reason, trace, unit_id, Me(pulse.worker_id(), _in_work))
+        except (BrokerError, DatabaseError) as lost:
+            log.error("goes back to the broker: %s", lost)
+            time.sleep(_BREATH_S)
+            raise Reject(lost, requeue=True) from lost
+        raise Reject(exc, requeue=False) from exc
 
 
 class _Observed:

@@ -159,8 +159,8 @@ def size(ctx: click.Context, by_table: bool, output_format: str) -> None:
 def vacuum(ctx: click.Context, recording: int | None, output_format: str) -> None:
     """Give back what nobody needs, of the whole database or of one RECORDING; others go on meanwhile.
 
-    Drops what a killed drop left, deletes landed blocks that are folded and workers not heard of for a week, then
-    vacuums and analyses the tables.
+    Drops what a killed drop left, deletes landed blocks that are folded, workers not heard of for a week and failures
+    that tell of messages refused before that, then vacuums and analyses the tables.
 
     \b
     Examples:

@@ -214,6 +214,10 @@ def _machine() -> dict[str, Any]:
 # ---------------------------------------------------------------------- failures
 
 
+MESSAGE = "message"
+"""The stage of failures that tell of a broker's messages: no command tries those again."""
+
+
 def record_failure(
     session: Session,
     *,

@@ -580,16 +580,15 @@ def overview(engine: sa.Engine) -> list[dict[str, object]]:
 
 
 def unused(engine: sa.Engine) -> list[int]:
-    """Ids of the recordings that no dissection reads."""
+    """Ids of the recordings that no dissection reads, and of those that a killed drop left nothing of but partitions."""
     with db.reading(engine) as session:
-        return list(
-            session.scalars(
-                sa.text(
-                    "SELECT r.id FROM recordings r WHERE NOT EXISTS"
-                    " (SELECT FROM dissections d WHERE d.recording_id = r.id) ORDER BY r.id"
-                )
+        found = session.scalars(
+            sa.text(
+                "SELECT r.id FROM recordings r WHERE NOT EXISTS"
+                " (SELECT FROM dissections d WHERE d.recording_id = r.id) ORDER BY r.id"
             )
         )
+        return [*found, *activations.leftover(session)]
 
 
 def drop(engine: sa.Engine, recording_id: int, *, progress: Progress = SILENT) -> int:

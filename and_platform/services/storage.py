@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from and_platform import db
 from and_platform.errors import DatabaseError, NotFoundError
 from and_platform.schema import Base, Recording
-from and_platform.services import activations, embed, online
+from and_platform.services import activations, embed, online, provenance
 from and_platform.services.progress import SILENT, Progress
 
 STALE_WORKERS = "7 days"
-"""A worker that was not heard of for so long is forgotten."""
+"""A worker that was not heard of for so long is forgotten, and so is a message that was refused so long ago."""
 
 _GROUPS = {
     "corpus": "data sets, concepts, texts",
@@ -135,9 +135,9 @@ def sizes(engine: sa.Engine, *, by_table: bool = False) -> list[dict[str, Any]]:
 def vacuum(engine: sa.Engine, recording_id: int | None = None, *, progress: Progress = SILENT) -> list[dict[str, Any]]:
     """Give back what nobody needs, and let the planner know what is there; readers and writers go on meanwhile.
 
-    Partitions that a killed drop left; landed blocks whose stretch is folded; workers that were not heard of for a week; and
-    then VACUUM and ANALYZE of our tables. Space inside a table is free for its own new rows; the server gives back only
-    what is empty at its end.
+    Partitions that a killed drop left; landed blocks whose stretch is folded; workers that were not heard of for a week, and
+    failures that tell of messages refused before that; then VACUUM and ANALYZE of our tables. Space inside a table is free
+    for its own new rows; the server gives back only what is empty at its end.
 
     Parameters
     ----------
@@ -165,6 +165,7 @@ def vacuum(engine: sa.Engine, recording_id: int | None = None, *, progress: Prog
                 raise NotFoundError(f"no recording {recording_id}; see: andp recordings list")
         blocks = _folded_blocks(session, recording_id)
         workers = 0 if recording_id is not None else _stale_workers(session)
+        messages = 0 if recording_id is not None else _stale_messages(session)
     dropped = 0
     with progress.stage("drop leftover partitions", len(gone), "recordings") as advance:
         for recording in gone:
@@ -193,9 +194,10 @@ def vacuum(engine: sa.Engine, recording_id: int | None = None, *, progress: Prog
         {"what": "partitions of dropped recordings", "count": len(gone), "freed_mb": _mb(dropped)},
         {"what": "landed blocks that are folded", "count": blocks, "freed_mb": None},
         {"what": f"workers not heard of for {STALE_WORKERS}", "count": workers, "freed_mb": None},
+        {"what": f"messages refused more than {STALE_WORKERS} ago", "count": messages, "freed_mb": None},
         {
             "what": f"dead rows of {len(found):,} tables",
-            "count": sum(table.dead_rows for table in found) + blocks + workers,
+            "count": sum(table.dead_rows for table in found) + blocks + workers + messages,
             "freed_mb": _mb(freed),
         },
     ]
@@ -275,6 +277,14 @@ def _stale_workers(session: Session) -> int:
             " AND NOT EXISTS (SELECT FROM work_units u WHERE u.worker_id = w.id AND u.state = 'running')"
         ),
         {"age": STALE_WORKERS},
+    )
+    return int(getattr(result, "rowcount", 0))
+
+
+def _stale_messages(session: Session) -> int:
+    result = session.execute(
+        sa.text("DELETE FROM failures WHERE stage = :stage AND happened_at < now() - CAST(:age AS interval)"),
+        {"stage": provenance.MESSAGE, "age": STALE_WORKERS},
     )
     return int(getattr(result, "rowcount", 0))
 

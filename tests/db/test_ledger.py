@@ -623,6 +623,27 @@ def test_a_unit_that_fails_for_ever_is_told_with_its_traceback(shop: Workshop, m
     assert shop.outcome(run_id)["outcome"] == "ok"
 
 
+def test_memory_that_runs_out_begins_the_next_try_with_no_model_loaded(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, loaded, met = work.do, [], []
+
+    def do(engine: sa.Engine, models: Any, unit: Unit, mark: Any = None) -> Any:
+        if unit.step == "record":
+            loaded.append(list(models._kept))
+            if not met:
+                models.get(("a", "model"), object)
+                met.append(unit)
+                raise MemoryError("CUDA out of memory")
+        return real(engine, models, unit, mark)
+
+    monkeypatch.setattr(handling.work, "do", do)
+    run_id = shop.start(layers=["head"], stages=["record"])
+    shop.work(run_id)
+    assert shop.failures == [("record", "MemoryError")] and shop.retries == 1
+    assert loaded[1] == [] and shop.outcome(run_id)["outcome"] == "ok"
+
+
 def test_what_became_of_a_unit_is_written_down_however_long_it_takes(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 from and_platform import db
 from and_platform.config import Settings
 from and_platform.errors import DatabaseError, NotFoundError
-from and_platform.schema import ActivationBlock, Recording, Worker
+from and_platform.schema import ActivationBlock, Failure, Recording, Worker
 from and_platform.services import activations, embed, locks, match, record, storage
 from and_platform.services.provenance import RecipePlan
 from tests import factories
@@ -219,6 +219,7 @@ def test_a_killed_drop_is_finished(wide: sa.Engine, how: str) -> None:
             assert activations.leftover(session) == [empty.id]
         assert any("left of recording" in row["what"] for row in storage.sizes(wide))
         if how == "again":
+            assert record.unused(wide) == [empty.id]
             assert record.drop(wide, empty.id) > 0
         else:
             assert storage.vacuum(wide)[0]["count"] == 1
@@ -438,6 +439,9 @@ def test_vacuum_gives_back_what_nobody_needs(engine: sa.Engine, small_blocks: No
                 Worker(name=name, host="h", pid=1, queues=["db"], concurrency=1, device="cpu", version="1", packages=[],
                        seen_at=sa.func.now() - sa.cast(age, sa.Interval))
             )  # fmt: skip
+        for name, stage, age in (("a", "message", "8 days"), ("b", "message", "1 hour"), ("c", "ingest", "8 days")):
+            happened = sa.func.now() - sa.cast(age, sa.Interval)
+            session.add(Failure(stage=stage, scope="queue:cpu", unit=name, reason="no", happened_at=happened))
     blocks = sa.select(sa.func.count()).select_from(ActivationBlock)
     with db.reading(engine) as session:
         assert session.scalar(blocks) == 6 + 2 + 3  # the layer that is not folded; the last stretch of the head; those
@@ -447,7 +451,9 @@ def test_vacuum_gives_back_what_nobody_needs(engine: sa.Engine, small_blocks: No
     gone = {row["what"]: row["count"] for row in storage.vacuum(engine)}
     assert gone["landed blocks that are folded"] == 1
     assert gone["workers not heard of for 7 days"] == 1
+    assert gone["messages refused more than 7 days ago"] == 1
     with db.transaction(engine) as session:
+        assert session.scalars(sa.select(Failure.unit).order_by(Failure.unit)).all() == ["b", "c"]
         assert session.scalar(blocks) == 8
         assert session.scalars(sa.select(Worker.name)).all() == ["new"]
         assert activations.fold(session, empty.id, head, activations.stretches(N_CLIPS)[2])  # nothing it needs is gone

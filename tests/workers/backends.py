@@ -77,6 +77,35 @@ def wide_network() -> tuple[nn.Module, dict[str, Any]]:
     return network(1000)
 
 
+def network_in_blocks() -> tuple[nn.Module, dict[str, Any]]:
+    """Two blocks of feed-forward layers and a head, over the same."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ff_in, self.ff_out = nn.Linear(BANDS, 16), nn.Linear(16, BANDS)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.as_tensor(self.ff_out(torch.relu(self.ff_in(x))))
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Block(), Block()])
+            self.head = nn.Linear(BANDS, len(CLASSES))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return torch.as_tensor(self.head(x))
+
+    torch.manual_seed(0)
+    _, info = network()
+    return Blocks(), info
+
+
 def loudness(waveforms: list[Floats]) -> Any:
     """Log of the loudness [clips, BANDS]."""
     import torch

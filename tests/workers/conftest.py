@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from and_platform.config import settings
 from tests.workers.servers import ProgramMissingError, RabbitMQ, Redis, Server
+
+if TYPE_CHECKING:
+    from tests.workers.bench import Bench
 
 
 def _started(server: Server) -> Iterator[Server]:
@@ -55,3 +61,27 @@ def redis(redis_server: Redis) -> Redis:
     with Client.from_url(redis_server.url) as client:
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(params=["pgmq", "rabbitmq", "redis"])
+def bench(
+    request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    from tests.workers.bench import VISIBLE, Bench
+    from workers.app import drop_connections, settle
+
+    server = None if request.param == "pgmq" else request.getfixturevalue(request.param)
+    variables = {
+        "ANDP_DATABASE_URL": environment["ANDP_DATABASE_URL"],
+        "ANDP_VISIBILITY_TIMEOUT": str(VISIBLE),
+        "OMP_NUM_THREADS": "1",
+        **({"ANDP_BROKER_URL": server.url} if server else {}),
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    settle()
+    made = Bench(request.param, server, {**environment, **variables}, tmp_path)
+    yield made
+    made.close()
+    drop_connections()

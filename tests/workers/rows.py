@@ -11,7 +11,6 @@ size or 1e-5, float16 by two units in the last place.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -71,8 +70,32 @@ KEYS: dict[str, tuple[str, ...]] = {
     "dissected_layers": ("dissection_id", "layer_id"),
     "dissection_recipes": ("dissection_id", "stage"),
     "failures": ("stage", "unit"),
+    "experiments": ("recipe_id",),
+    "last_layer_names": ("experiment_id", "method", "similarity", "neuron_id", "rank"),
+    "last_layer_measures": ("experiment_id", "method", "similarity", "over", "measure"),
+    "explanation_scores": ("experiment_id", "neuron_id", "explanation", "reference"),
+    "ablation_plans": ("recipe_id",),
+    "ablation_plan_neurons": ("plan_id", "neuron_id"),
+    "ablations": ("experiment_id", "strategy", "target_unit", "size", "share", "seed"),
+    "clusterings": ("recipe_id",),
+    "clusters": ("clustering_id", "cluster"),
+    "cluster_sentences": ("clustering_id", "text_id"),
+    "studies": ("name",),
+    "study_items": ("study_id", "item"),
+    "study_descriptions": ("study_id", "item", "slot"),
+    "study_ratings": ("study_id", "rater", "item", "slot"),
+    "study_summaries": ("study_id", "rater", "item"),
 }
-"""Table -> the columns that say which row it is. What is missing here is no result: runs, units, workers."""
+"""Table -> the columns that say which row it is."""
+
+EXCLUDED = {
+    "runs": "one row for each command that was begun: a command that was killed and run again has two",
+    "run_steps": "steps of a run",
+    "work_units": "units of a run",
+    "training_epochs": "epochs of a run; one that was killed keeps those that it came to",
+    "workers": "processes",
+}
+"""Tables that are not compared, and why. A table is here or in `KEYS`; a test says so."""
 
 _BESIDES = {
     "id", "block_clips", "created_at", "completed_at", "finished_at", "happened_at", "resolved_at", "retired_at", "run_id",
@@ -80,12 +103,14 @@ _BESIDES = {
 }  # fmt: skip
 """Columns that say when, where, by whom and in which portions."""
 
+_TIMES = {"seconds"}
+"""Members of JSON that say how long something took."""
+
 _REFERS = {
-    **{f"{table[:-1]}_id": table for table in KEYS if table.endswith("s")},
-    "summary_id": "summaries", "high_summary_id": "summaries", "low_summary_id": "summaries", "terms": "terms",
-    "parents": "recipes",
-}  # fmt: skip
-"""Column -> the table whose ids it holds: one, or a list of them."""
+    **{"terms": "terms", "parents": "recipes"},
+    **{f"{table[:-1]}_id": table for table in ("recordings", "layers", "neurons", "recipes", "concepts")},
+}
+"""Columns that no foreign key tells of, lists of ids and those of partitioned tables -> the table whose ids these are."""
 
 Key = tuple[Any, ...]
 Row = dict[str, Any]
@@ -125,10 +150,25 @@ class Difference:
             self.examples.append(f"{kind}: {table} {' | '.join(map(str, key))[:300]} {more}")
 
 
-def read(engine: sa.Engine) -> dict[str, Table]:
-    """All results of a database, under natural keys."""
+def read(engine: sa.Engine, tables: Iterable[str] = KEYS) -> dict[str, Table]:
+    """All results of a database, or those in some tables, under natural keys."""
     named = _Names(engine)
-    return {table: _read(engine, table, key, named) for table, key in KEYS.items()}
+    return {table: _read(engine, table, KEYS[table], named) for table in tables}
+
+
+def unknown(metadata: sa.MetaData) -> list[str]:
+    """Tables that are neither compared nor excluded, and columns with ids of which it is not known whose they are."""
+    tables = [name for name in metadata.tables if name not in KEYS and name not in EXCLUDED]
+    columns = [
+        f"{name}.{column.name}"
+        for name, table in metadata.tables.items()
+        for column in table.columns
+        if name in KEYS
+        and column.name.endswith(("_id", "_ids"))
+        and column.name not in _BESIDES
+        and refers(name, column.name, metadata) is None
+    ]
+    return sorted(tables + columns)
 
 
 def compare(expected: Mapping[str, Table], found: Mapping[str, Table]) -> Difference:
@@ -148,9 +188,7 @@ def compare(expected: Mapping[str, Table], found: Mapping[str, Table]) -> Differ
             one, other = asked[0], got[0]
             for column in one:
                 if not _equal(one[column], other[column]):
-                    difference._note(
-                        "different", table, key, f"{column}: {one[column]!r:.80} and {other[column]!r:.80}"
-                    )
+                    difference._note("different", table, key, _told(column, one[column], other[column]))
                     break
     return difference
 
@@ -168,7 +206,7 @@ class _Names:
     def of(self, table: str) -> dict[int, Key]:
         if table not in self._known:
             key = KEYS[table]
-            names = [self.resolver(column) for column in key]
+            names = [self.resolver(table, column) for column in key]
             with db.reading(self._engine) as session:
                 found = session.execute(sa.text(f"SELECT id, {', '.join(key)} FROM {table}")).all()
             self._known[table] = {
@@ -176,23 +214,32 @@ class _Names:
             }
         return self._known[table]
 
-    def resolver(self, column: str) -> Callable[[Any], Any]:
+    def resolver(self, table: str, column: str) -> Callable[[Any], Any]:
         """What makes names of a column's values."""
-        if column not in _REFERS:
+        target = refers(table, column)
+        if target is None:
             return _plain
-        known = self.of(_REFERS[column])
+        known = self.of(target)
 
         def name(value: Any) -> Any:
             if isinstance(value, list):
-                return tuple(known[one] for one in value)
+                return tuple(map(name, value))
             # What its row is gone of is told by the id: it can only be found as a difference.
             return known.get(value, f"no {column} {value}") if value is not None else None
 
         return name
 
 
+def refers(table: str, column: str, metadata: sa.MetaData = Base.metadata) -> str | None:
+    """The table whose ids a column holds, also where it holds them by way of another table's key."""
+    for key in metadata.tables[table].columns[column].foreign_keys:
+        there = key.column
+        return there.table.name if there.name == "id" else refers(there.table.name, there.name, metadata)
+    return _REFERS.get(column)
+
+
 def _plain(value: Any) -> Any:
-    """Numbers as arrays, what JSON holds as text, the rest as it is."""
+    """Numbers as arrays, the rest as it is."""
     match value:
         case HalfVector():
             return np.asarray(value.to_list(), np.float16)
@@ -202,17 +249,17 @@ def _plain(value: Any) -> Any:
             return np.float32(value)
         case memoryview():
             return bytes(value)
-        case list() if value and all(isinstance(one, float) for one in value):
-            return np.asarray(value, np.float32)
-        case dict() | list():
-            return json.dumps(value, sort_keys=True)
+        case list() if any(isinstance(one, float) for one in value) and all(
+            isinstance(one, float | None) for one in value
+        ):
+            return np.asarray(value, np.float32)  # NULL: not a number
         case _:
             return value
 
 
 def _read(engine: sa.Engine, table: str, key: tuple[str, ...], named: _Names) -> Table:
     columns = [column.name for column in Base.metadata.tables[table].columns if column.name not in _BESIDES]
-    names = {column: named.resolver(column) for column in columns}
+    names = {column: named.resolver(table, column) for column in columns}
     rest = [column for column in columns if column not in key]
     kept: Table = {}
     with db.reading(engine) as session:
@@ -230,7 +277,23 @@ def _equal(one: Any, other: Any) -> bool:
             return False
         allowed = HALF if one.dtype == np.float16 else SINGLE
         return bool(np.allclose(np.float64(one), np.float64(other), equal_nan=True, **allowed))
+    match one, other:  # what JSON holds
+        case float(), int() | float():
+            return bool(np.isclose(one, other, equal_nan=True, **SINGLE))
+        case dict(), dict():
+            return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one.keys() - _TIMES)
+        case list(), list():
+            return len(one) == len(other) and all(map(_equal, one, other))
     return bool(one == other)
+
+
+def _told(name: str, one: Any, other: Any) -> str:
+    """Two values that are not the same; of JSON the first member that is not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted(one.keys() | other.keys()):
+            if key not in _TIMES and not _equal(one.get(key), other.get(key)):
+                return _told(f"{name}.{key}", one.get(key), other.get(key))
+    return f"{name}: {one!r:.80} and {other!r:.80}"
 
 
 def total(tables: Mapping[str, Table], names: Iterable[str] = KEYS) -> int:

@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,112 +19,15 @@ from sqlalchemy.engine import URL
 from and_platform.config import Settings, settings
 from and_platform.errors import BrokerError, BrokerUnreachableError, ConfigError, MissingExtraError
 from tests.conftest import _admin
-from tests.workers.servers import RabbitMQ, Redis, Server, free_port
+from tests.workers.servers import RabbitMQ, Redis, free_port
 
 pytest.importorskip("celery", reason="the extra 'workers' is not installed")
 
+from tests.workers.bench import ROOT, VISIBLE, Bench, kill
 from workers import brokers, queues
-from workers.app import app, configuration, drop_connections, kind, settle
+from workers.app import configuration, drop_connections, kind, settle
 
-ROOT = Path(__file__).parents[2]
-VISIBLE = 4  # seconds
 Andp = Callable[..., subprocess.CompletedProcess[str]]
-
-
-class Bench:
-    """A broker, a client in this process, and workers as processes."""
-
-    def __init__(self, name: str, server: Server | None, environment: dict[str, str], folder: Path) -> None:
-        self.name, self.server, self.environment = name, server, environment
-        self.traces = folder / "traces"
-        self.traces.touch()
-        self._folder = folder
-        self._workers: list[subprocess.Popen[bytes]] = []
-
-    def send(self, queue: str, text: str, seconds: float = 0.0) -> None:
-        from tests.workers.probe import trace
-
-        trace.apply_async((str(self.traces), text, seconds), queue=queues.broker_name(queue))
-
-    def worker(self, *arguments: str) -> subprocess.Popen[bytes]:
-        log = self._folder / f"worker{len(self._workers)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-c", "from tests.workers.probe import main; main()", *arguments],
-                env=self.environment, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
-            )  # fmt: skip
-        self._workers.append(process)
-        self.wait(lambda: "takes units from" in log.read_text(errors="replace") or process.poll() is not None)
-        assert process.poll() is None, log.read_text()
-        return process
-
-    def lines(self) -> list[str]:
-        """What tasks have written, without the numbers of their processes."""
-        return [line.rpartition(" ")[0] for line in self.traces.read_text().splitlines()]
-
-    def pid(self, text: str) -> int:
-        """The process that has last begun a task."""
-        lines = [line.split() for line in self.traces.read_text().splitlines()]
-        return [int(line[2]) for line in lines if line[:2] == ["begin", text]][-1]
-
-    def wait(self, done: Callable[[], Any], seconds: float = 45) -> float:
-        """Seconds until it was done."""
-        begun = time.monotonic()
-        while not done():
-            assert time.monotonic() < begun + seconds, f"not done after {seconds} s: {self.lines()}\n{self.logs()}"
-            time.sleep(0.05)
-        return time.monotonic() - begun
-
-    def logs(self) -> str:
-        return "\n".join(path.read_text(errors="replace") for path in sorted(self._folder.glob("worker*.log")))
-
-    def taken(self) -> int:
-        """Messages that workers have."""
-        match self.server:
-            case RabbitMQ():
-                return sum(taken for _, taken in self.server.queues().values())
-            case _:
-                with app.connection_for_read() as connection:
-                    return sum(depth.taken or 0 for depth in brokers._depths(connection, taken=True).values())
-
-    def close(self) -> None:
-        for process in self._workers:
-            if process.poll() is None:
-                process.terminate()
-        for process in self._workers:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                kill(process)
-        sys.stdout.write(self.logs())  # pytest shows it where a test failed
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a worker and its children, none of which can do anything about it."""
-    for doomed in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        doomed.kill()
-    process.wait()
-
-
-@pytest.fixture(params=["pgmq", "rabbitmq", "redis"])
-def bench(
-    request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Bench]:
-    server = None if request.param == "pgmq" else request.getfixturevalue(request.param)
-    variables = {
-        "ANDP_DATABASE_URL": environment["ANDP_DATABASE_URL"],
-        "ANDP_VISIBILITY_TIMEOUT": str(VISIBLE),
-        "OMP_NUM_THREADS": "1",
-        **({"ANDP_BROKER_URL": server.url} if server else {}),
-    }
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    settings.cache_clear()
-    settle()
-    made = Bench(request.param, server, {**environment, **variables}, tmp_path)
-    yield made
-    made.close()
-    drop_connections()
 
 
 # ---------------------------------------------------------------------- delivery

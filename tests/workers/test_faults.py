@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from and_platform.api import Platform
-from tests.workers import backends, rows
+from tests.workers import backends, messages, rows
 from tests.workers.cluster import Cluster, Process
 from tests.workers.servers import Server
 from tests.workers.storm import Storm
@@ -101,11 +102,29 @@ def test_whatever_is_killed_rows_are_those_of_an_undisturbed_run(cluster: Cluste
     for _ in range(2):
         cluster.start_worker("--concurrency", "2")
     storm = Storm(cluster, random.Random(0), hang_s=100)
-    victims = ["child", "worker", *(["broker"] if broker else []), "postgres", "client"]
-    storm.dissect((*DISSECT, "--distributed"), [5 + 8 * i for i in range(len(victims))], victims)
+    victims = ["child", "worker", *(["broker"] if broker else []), "postgres", "backend", "client"]
+    storm.dissect((*DISSECT, "--distributed"), [5 + 6 * i for i in range(len(victims))], victims)
     assert storm.kills == dict.fromkeys(victims, 1)
     # The client may come back when all is done: the run that it then opens finds nothing to do.
     assert set(outcomes(cluster)) == {"ok"}, f"{storm.state()}\n{cluster.logs()}"
+    equal(cluster, "undisturbed")
+
+
+def test_messages_that_no_sender_of_ours_makes_change_nothing(cluster: Cluster, broker: Server | None) -> None:
+    cluster.broker = broker
+    cluster.start_worker("--concurrency", "2")
+    client = detached(cluster, *DISSECT)
+    run_of(client)
+    sent = 0
+    while outcomes(cluster) == ["running"]:
+        for queue in ("andp.cpu", "andp.gpu", "andp.db"):
+            messages.send(messages.LITTLE[sent % len(messages.LITTLE)], queue, broker, cluster.url())
+            sent += 1
+        time.sleep(0.1)
+    assert outcomes(cluster) == ["ok"]
+    cluster.wait(lambda: sum(worker.said().count("is refused: ") for worker in cluster.workers) == sent)
+    assert all(worker.running for worker in cluster.workers) and sent >= len(messages.LITTLE)
+    cluster.tell("DELETE FROM failures WHERE stage = 'message'")  # beside the rows of the dissection
     equal(cluster, "undisturbed")
 
 

@@ -164,7 +164,6 @@ def write(model: Beats, classes: Sequence[str] | None, folder: Path) -> None:
     # copies, since the blocks share one table of distances and a safetensors file shares nothing
     state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / WEIGHTS_FILE).chmod(0o644)  # the library leaves it to its owner alone
     described = {
         "model_type": MODEL_TYPE,
         "cfg": model.config.to_dict(),

@@ -33,7 +33,8 @@ from and_platform.errors import (
     SchemaVersionError,
     WeightsMissingError,
 )
-from and_platform.schema import Run
+from and_platform.schema import Failure, Run
+from and_platform.services import provenance
 from and_platform.services.distribution import ledger, runs, settled, steps, work
 from and_platform.services.distribution.ledger import Me, Messenger, Unit
 from and_platform.services.distribution.models import Models
@@ -46,6 +47,9 @@ HOPELESS = (
     WeightsMissingError,
 )  # fmt: skip
 """Errors that another try will meet again."""
+
+_MOST_REFUSED = 1000
+"""Messages that are kept at most; further ones are in the worker's log alone."""
 
 _Result = TypeVar("_Result")
 
@@ -127,6 +131,41 @@ def advance(station: Station, run_id: int) -> None:
             reason = _told(exc)
             log.error("the run cannot go on: %s", reason, exc_info=exc)
             db.patiently(lambda: runs.break_off(station.engine, run_id, reason))
+
+
+def refuse(
+    engine: sa.Engine, queue: str, name: str, reason: str, detail: str, unit_id: int | None, me: Me | None = None
+) -> None:
+    """Keep that a message could not be used, among the failures of the stage `message`.
+
+    Where it names a unit that waits for this message, a try of the unit is counted; after the last one it is given up. What
+    comes after it is left to the next sweep.
+
+    Parameters
+    ----------
+    name
+        What tells the message from others: one that comes again is not kept twice.
+    detail
+        The beginning of it.
+    me
+        The process that failed at it, where it began.
+    """
+    told = f"a message was refused: {reason}"
+    with db.transaction(engine) as session:
+        found = None if unit_id is None else ledger.count_try(session, unit_id, told, me)
+        open_ = sa.select(sa.func.count()).where(Failure.stage == provenance.MESSAGE, Failure.resolved_at.is_(None))
+        if (session.scalar(open_) or 0) < _MOST_REFUSED:
+            provenance.record_failure(
+                session,
+                stage=provenance.MESSAGE,
+                scope=f"queue:{queue}",
+                unit=name,
+                reason=told,
+                detail=detail,
+                run_id=found.run_id if found else None,
+            )
+    if found is not None and found.attempts >= settings().most_attempts:
+        work.give_up(engine, found, told, None, died=False)
 
 
 def _try(station: Station, found: Unit, witness: Witness) -> None:

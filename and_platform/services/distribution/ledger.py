@@ -304,6 +304,30 @@ def _stored(text: str | None) -> str | None:
     return None if text is None else storable(text)
 
 
+def count_try(session: Session, unit_id: int, reason: str, me: Me | None = None) -> Unit | None:
+    """Count a try of a unit whose message could not be used: it waits to be sent again.
+
+    Parameters
+    ----------
+    me
+        The process that failed at it before it could begin; without one only a unit that nobody is at is meant.
+
+    Returns
+    -------
+    Unit or None
+        None where there is no such unit, it is over, or somebody else is at it.
+    """
+    row = session.execute(
+        sa.text(
+            "UPDATE work_units SET state = 'waiting', not_before = NULL, attempts = attempts + 1, reason = :reason"
+            " WHERE id = :id AND (state = 'sent' OR state = 'running' AND worker_id = :worker AND pid = :pid)"
+            " RETURNING id, run_id, step, queue, key, payload, size, attempts"
+        ),
+        {"id": unit_id, "reason": storable(reason), "worker": me and me.worker_id, "pid": os.getpid()},
+    ).one_or_none()
+    return None if row is None else Unit(**row._mapping)
+
+
 def put_back(engine: sa.Engine, unit: Unit, reason: str, wait: float) -> None:
     """Put a unit back that this worker cannot do: no try is counted."""
     with db.transaction(engine) as session:
