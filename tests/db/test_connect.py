@@ -28,6 +28,7 @@ from and_platform.errors import (
     DatabaseUnreachableError,
     ExtensionMissingError,
 )
+from tests.homes import new_home
 
 Andp = Callable[..., CompletedProcess[str]]
 
@@ -368,7 +369,7 @@ def test_errors_are_one_line_and_a_status(andp: Andp) -> None:
 
 
 def test_the_embedded_server_by_commands(andp: Andp) -> None:
-    home = Path(tempfile.mkdtemp(prefix="andp-c"))
+    home = new_home("andp-c")
     env = {"ANDP_DATABASE_URL": "", "ANDP_HOME": str(home / "h")}
 
     def state() -> dict[str, Any]:
