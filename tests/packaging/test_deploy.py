@@ -446,7 +446,7 @@ def test_the_services_of_compose_dissect_as_processes(composed: Composed) -> Non
     for name in names:
         composed.start(name)
     composed.run("andp", "ingest", "folder", str(data / "tones"))
-    composed.run("andp", "networks", "add", NETWORK, str(data / "network"))
+    composed.run("owner", "networks", "add", NETWORK, str(data / "network"))
     wait(lambda: all(composed.healthy(name) for name in names))
 
     told = composed.run(
