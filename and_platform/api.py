@@ -100,10 +100,10 @@ class Platform:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Platform on {self.engine.url.render_as_string(hide_password=True).replace('+psycopg', '')}>"
+        return f"<Platform on {db.shown(self.engine.url)}>"
 
     def close(self) -> None:
-        """Close the connections. The embedded server keeps running."""
+        """Close the connections, which platforms on the same database share. The embedded server keeps running."""
         self.engine.dispose()
 
     # ------------------------------------------------------------------ filling

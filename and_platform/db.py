@@ -6,6 +6,7 @@ All connections are psycopg 3, with pgvector's types registered. Driver errors a
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import weakref
@@ -82,7 +83,31 @@ def _postgres_url(raw: str, variable: str) -> URL:
         raise ConfigError(f"{variable} is not a URL; give postgresql://user:password@host:5432/database") from exc
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise ConfigError(f"{variable} names '{url.drivername}'; only postgresql:// is supported")
-    return url.set(drivername="postgresql+psycopg")
+    return _password_in_its_place(url).set(drivername="postgresql+psycopg")
+
+
+_SECRET_OPTIONS = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+
+
+def _password_in_its_place(url: URL) -> URL:
+    """The URL with a password of its query, where it would be shown, before the host; libpq prefers the query's too."""
+    given = url.query.get("password")
+    if given is None:
+        return url
+    return url.difference_update_query(["password"]).set(password=given if isinstance(given, str) else given[-1])
+
+
+def shown(url: URL) -> str:
+    """The URL as it may be printed: no password, no other secret of its query."""
+    hidden = dict.fromkeys(secret_options(url), "***")
+    url = _password_in_its_place(url).update_query_dict(hidden)
+    text = url.set(drivername="postgresql").render_as_string(hide_password=True)
+    return text.replace("%2A%2A%2A", "***")
+
+
+def secret_options(url: URL) -> list[str]:
+    """Options of its query that are secrets, the password apart."""
+    return [name for name in _SECRET_OPTIONS if name in url.query]
 
 
 _HOSTS = re.compile(
@@ -123,14 +148,18 @@ def make_engine(url: URL, config: Settings | None = None, role: str | None = Non
     config = config or settings()
     engine = _engine(url, config, role)
     if config.reader_url is not None:
-        _readers[engine] = _postgres_url(config.reader_url.get_secret_value(), "ANDP_READER_URL"), config
+        _readers[engine] = _reader(_postgres_url(config.reader_url.get_secret_value(), "ANDP_READER_URL"), config)
     elif (found := reader_url(url.set(drivername="postgresql").render_as_string(hide_password=False))) is not None:
-        _readers[engine] = make_url(found).set(drivername="postgresql+psycopg"), config
+        _readers[engine] = _reader(make_url(found).set(drivername="postgresql+psycopg"), config)
     return engine
 
 
-_readers: weakref.WeakKeyDictionary[sa.Engine, tuple[URL, Settings]] = weakref.WeakKeyDictionary()
-"""Where the role that only reads connects, for each engine that has one."""
+_readers: weakref.WeakKeyDictionary[sa.Engine, sa.Engine] = weakref.WeakKeyDictionary()
+"""The engine of the role that only reads, for each engine that has one."""
+
+
+def _reader(url: URL, config: Settings) -> sa.Engine:
+    return _engine(url, config, "sql", poolclass=sa.pool.NullPool)
 
 
 def reader_engine(engine: sa.Engine) -> sa.Engine | None:
@@ -138,10 +167,7 @@ def reader_engine(engine: sa.Engine) -> sa.Engine | None:
 
     It is that of `ANDP_READER_URL`, or the embedded server's own. It keeps no connection open.
     """
-    if engine not in _readers:
-        return None
-    url, config = _readers[engine]
-    return _engine(url, config, "sql", poolclass=sa.pool.NullPool)
+    return _readers.get(engine)
 
 
 def _engine(url: URL, config: Settings, role: str | None, poolclass: type[sa.Pool] | None = None) -> sa.Engine:
@@ -470,7 +496,7 @@ def connect(
         If the schema is older (run `andp db upgrade`) or newer than this program.
     """
     config = config or settings()
-    engine = make_engine(database_url(config, tell), config, role)
+    engine = _shared_engine(database_url(config, tell), config, role)
     current, newest = schema_revision(engine), newest_revision()
     if current == newest:
         return engine
@@ -481,6 +507,25 @@ def connect(
     raise SchemaVersionError(f"the schema is at {current}, this program needs {newest}; run: andp db upgrade")
 
 
+_shared: weakref.WeakValueDictionary[tuple[Any, ...], sa.Engine] = weakref.WeakValueDictionary()
+_sharing = threading.Lock()
+_CONNECTION_SETTINGS = (
+    "application_name", "connect_timeout", "statement_timeout", "lock_timeout", "idle_timeout", "pooler", "pool_size",
+    "reader_url",
+)  # fmt: skip
+
+
+def _shared_engine(url: URL, config: Settings, role: str | None) -> sa.Engine:
+    """The engine of this process for a database: one pool, however often it is connected to."""
+    # A process that was forked must not use its parent's connections.
+    key = (os.getpid(), url, role, *(getattr(config, name) for name in _CONNECTION_SETTINGS))
+    with _sharing:
+        engine = _shared.get(key)
+        if engine is None:
+            engine = _shared[key] = make_engine(url, config, role)
+        return engine
+
+
 def status(engine: sa.Engine, embedded: bool) -> DatabaseStatus:
     """Versions, size and schema revision."""
     with translated(), engine.connect() as connection:
@@ -489,7 +534,7 @@ def status(engine: sa.Engine, embedded: bool) -> DatabaseStatus:
         ).one()
         vector = connection.scalar(sa.text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
     return DatabaseStatus(
-        engine.url.render_as_string(hide_password=True).replace("+psycopg", ""),
+        shown(engine.url),
         embedded, server, vector, schema_revision(engine), newest_revision(), size,
     )  # fmt: skip
 
