@@ -103,8 +103,15 @@ def test_an_empty_setting_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_password_is_not_shown(engine: sa.Engine) -> None:
     assert "secret" not in repr(configured("postgresql://me:secret@host/db"))
-    shown = db.make_engine(engine.url.set(password="secret"), Settings())
-    assert "secret" not in db.status(shown, embedded=False).url
+    with engine.begin() as connection:  # one who is let in with any password
+        connection.execute(sa.text("CREATE ROLE shown LOGIN"))
+    shown = db.make_engine(engine.url.set(username="shown", password="secret"), Settings())
+    try:
+        assert "secret" not in db.status(shown, embedded=False).url
+    finally:
+        shown.dispose()
+        with engine.begin() as connection:
+            connection.execute(sa.text("DROP ROLE shown"))
 
 
 # ---------------------------------------------------------------------- reaching the server
@@ -317,7 +324,7 @@ def test_status_of_ones_own_server(andp: Andp, database_url: URL) -> None:
     result = andp("db", "status", "--json")
     [row] = json.loads(result.stdout)
     assert (row["server"], row["schema"], row["newest_schema"]) == ("yours", db.newest_revision(), db.newest_revision())
-    assert row["url"].endswith(str(database_url.query["host"]).replace("/", "%2F"))
+    assert str(database_url.query["host"]).replace("/", "%2F") in row["url"]
     assert (row["postgres"].split(".")[0], row["pgvector"][:2]) == ("18", "0.")
     assert row["size_mb"] > 1
     assert result.stderr == ""
