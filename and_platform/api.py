@@ -100,10 +100,10 @@ class Platform:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Platform on {self.engine.url.render_as_string(hide_password=True).replace('+psycopg', '')}>"
+        return f"<Platform on {db.shown(self.engine.url)}>"
 
     def close(self) -> None:
-        """Close the connections. The embedded server keeps running."""
+        """Close the connections, which platforms on the same database share. The embedded server keeps running."""
         self.engine.dispose()
 
     # ------------------------------------------------------------------ filling
@@ -297,13 +297,22 @@ class Platform:
         return ask.activations(self.engine, network, layer, dataset=dataset)
 
 
-def open(url: str | None = None, *, home: str | Path | None = None, progress: Progress = SILENT) -> Platform:
+def open(
+    url: str | None = None,
+    *,
+    reader_url: str | None = None,
+    home: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Platform:
     """Open the database: the embedded one, or that of `url` or `ANDP_DATABASE_URL`.
 
     Parameters
     ----------
     url
         `postgresql://user:password@host/database`; default: the environment's, else the embedded server.
+    reader_url
+        The same database as a user who only reads, for `sql`; default: the environment's `ANDP_READER_URL`, which belongs
+        to the environment's `ANDP_DATABASE_URL`.
     home
         Folder of the embedded database; default: `ANDP_HOME`, else the user's data folder.
     progress
@@ -311,7 +320,9 @@ def open(url: str | None = None, *, home: str | Path | None = None, progress: Pr
     """
     given: dict[str, Any] = {}
     if url is not None:
-        given["database_url"] = url
+        given |= {"database_url": url, "reader_url": reader_url}
+    elif reader_url is not None:
+        given["reader_url"] = reader_url
     if home is not None:
         given["home"] = Path(home)
     return Platform(db.connect(Settings(**given)), progress)

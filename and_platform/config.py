@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     """`postgresql://user:password@host/db` of a server of yours; unset: the embedded one."""
 
+    reader_url: SecretStr | None = None
+    """The same database as a user who only reads: `andp sql` connects with it. Unset: see the page on own servers."""
+
     start_timeout: float = 600.0
     """Seconds to wait for the embedded server; a recovery after a crash may be long."""
 

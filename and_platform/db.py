@@ -6,8 +6,10 @@ All connections are psycopg 3, with pgvector's types registered. Driver errors a
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from and_platform.config import Settings, settings
-from and_platform.embedded import EmbeddedServer
+from and_platform.embedded import EmbeddedServer, reader_url
 from and_platform.errors import (
     ConfigError,
     DatabaseError,
@@ -71,13 +73,41 @@ def database_url(config: Settings | None = None, tell: Callable[[str], None] | N
         raw = EmbeddedServer(config.home, config.start_timeout).ensure_running(tell)
     else:
         raw = config.database_url.get_secret_value()
+    return _postgres_url(raw, "ANDP_DATABASE_URL")
+
+
+def _postgres_url(raw: str, variable: str) -> URL:
     try:
         url = make_url(_several_hosts(raw))
     except (sa.exc.ArgumentError, ValueError) as exc:  # ValueError: a port that is no number
-        raise ConfigError("ANDP_DATABASE_URL is not a URL; give postgresql://user:password@host:5432/database") from exc
+        raise ConfigError(f"{variable} is not a URL; give postgresql://user:password@host:5432/database") from exc
     if url.get_backend_name() not in ("postgresql", "postgres"):
-        raise ConfigError(f"ANDP_DATABASE_URL names '{url.drivername}'; only postgresql:// is supported")
-    return url.set(drivername="postgresql+psycopg")
+        raise ConfigError(f"{variable} names '{url.drivername}'; only postgresql:// is supported")
+    return _password_in_its_place(url).set(drivername="postgresql+psycopg")
+
+
+_SECRET_OPTIONS = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+
+
+def _password_in_its_place(url: URL) -> URL:
+    """The URL with a password of its query, where it would be shown, before the host; libpq prefers the query's too."""
+    given = url.query.get("password")
+    if given is None:
+        return url
+    return url.difference_update_query(["password"]).set(password=given if isinstance(given, str) else given[-1])
+
+
+def shown(url: URL) -> str:
+    """The URL as it may be printed: no password, no other secret of its query."""
+    hidden = dict.fromkeys(secret_options(url), "***")
+    url = _password_in_its_place(url).update_query_dict(hidden)
+    text = url.set(drivername="postgresql").render_as_string(hide_password=True)
+    return text.replace("%2A%2A%2A", "***")
+
+
+def secret_options(url: URL) -> list[str]:
+    """Options of its query that are secrets, the password apart."""
+    return [name for name in _SECRET_OPTIONS if name in url.query]
 
 
 _HOSTS = re.compile(
@@ -116,6 +146,31 @@ def make_engine(url: URL, config: Settings | None = None, role: str | None = Non
         What this process does, e.g. "worker gpu": shown behind the program's name in `pg_stat_activity`.
     """
     config = config or settings()
+    engine = _engine(url, config, role)
+    if config.reader_url is not None:
+        _readers[engine] = _reader(_postgres_url(config.reader_url.get_secret_value(), "ANDP_READER_URL"), config)
+    elif (found := reader_url(url.set(drivername="postgresql").render_as_string(hide_password=False))) is not None:
+        _readers[engine] = _reader(make_url(found).set(drivername="postgresql+psycopg"), config)
+    return engine
+
+
+_readers: weakref.WeakKeyDictionary[sa.Engine, sa.Engine] = weakref.WeakKeyDictionary()
+"""The engine of the role that only reads, for each engine that has one."""
+
+
+def _reader(url: URL, config: Settings) -> sa.Engine:
+    return _engine(url, config, "sql", poolclass=sa.pool.NullPool)
+
+
+def reader_engine(engine: sa.Engine) -> sa.Engine | None:
+    """An engine on the same database as a role that only reads; None where none is known.
+
+    It is that of `ANDP_READER_URL`, or the embedded server's own. It keeps no connection open.
+    """
+    return _readers.get(engine)
+
+
+def _engine(url: URL, config: Settings, role: str | None, poolclass: type[sa.Pool] | None = None) -> sa.Engine:
     name = f"{config.application_name} {role}" if role else config.application_name
     arguments: dict[str, Any] = {"connect_timeout": config.connect_timeout, "application_name": name}
     kept = {"TimeZone": "UTC"} | {
@@ -131,13 +186,15 @@ def make_engine(url: URL, config: Settings | None = None, role: str | None = Non
         arguments["prepare_threshold"] = None
     else:
         arguments["options"] = " ".join(f"-c {setting}={value}" for setting, value in kept.items())
+    pool: dict[str, Any] = {"poolclass": poolclass}
+    if poolclass is None:
+        # The overflow is for a moment: closed again when it is given back.
+        pool = {"pool_pre_ping": True, "pool_size": config.pool_size, "max_overflow": config.pool_size}
     engine = sa.create_engine(
         url,
-        pool_pre_ping=True,
         hide_parameters=True,  # an error is a line, not the rows it was about
-        pool_size=config.pool_size,
-        max_overflow=config.pool_size,  # for a moment: closed again when it is given back
         connect_args=arguments,
+        **pool,
     )
 
     @sa.event.listens_for(engine, "connect")
@@ -167,26 +224,28 @@ def make_engine(url: URL, config: Settings | None = None, role: str | None = Non
 
 
 @contextmanager
-def translated(*, writes: bool = True) -> Iterator[None]:
+def translated(*, writes: bool = True, setting: str = "ANDP_DATABASE_URL") -> Iterator[None]:
     """Turn driver errors about reaching or using the server into one clear line each.
 
     Parameters
     ----------
     writes
         Whether the block may write. If not, a refused write is a fault of the program, and stays what it is.
+    setting
+        The setting that says where the server is.
     """
     try:
         yield
     except sa.exc.TimeoutError as exc:
         raise DatabaseError("all connections of this process are in use; raise ANDP_POOL_SIZE", passing=True) from exc
     except (sa.exc.DBAPIError, psycopg.Error) as exc:
-        error = _translation(exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc, writes)
+        error = _translation(exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc, writes, setting)
         if error is None:
             raise
         raise error from exc
 
 
-def _translation(exc: BaseException | None, writes: bool) -> DatabaseError | None:
+def _translation(exc: BaseException | None, writes: bool, setting: str) -> DatabaseError | None:
     """One line for what the server, or the attempt to reach it, came back with; None: it is not about the server."""
     text = str(exc)
     match exc:
@@ -208,16 +267,16 @@ def _translation(exc: BaseException | None, writes: bool) -> DatabaseError | Non
         case psycopg.errors.InvalidSqlStatementName() | psycopg.errors.DuplicatePreparedStatement():
             return DatabaseError("a pooler hands out other sessions for each transaction; set ANDP_POOLER=true")
         case psycopg.InterfaceError() if "clos" in text or "lost" in text:
-            return _lost(text)
+            return _lost(text, setting)
         case psycopg.OperationalError():
-            return _server_error(exc)
+            return _server_error(exc, setting)
     return None
 
 
-def _server_error(exc: psycopg.OperationalError) -> DatabaseError:
+def _server_error(exc: psycopg.OperationalError, setting: str) -> DatabaseError:
     text, state = str(exc), exc.sqlstate or ""
     if "password authentication failed" in text or "no password supplied" in text or _UNKNOWN_ROLE.search(text):
-        return DatabaseUnreachableError("the database refuses the user or password in ANDP_DATABASE_URL; correct it")
+        return DatabaseUnreachableError(f"the database refuses the user or password in {setting}; correct it")
     if missing := _UNKNOWN_DATABASE.search(text):
         name = missing.group(1)
         return DatabaseUnreachableError(f'the server has no database "{name}"; create it with: createdb {name}')
@@ -246,12 +305,12 @@ def _server_error(exc: psycopg.OperationalError) -> DatabaseError:
         )
     if state and state[:2] not in _LOST:
         return DatabaseError(f"the server could not do it: {text.splitlines()[0]}")
-    return _lost(text)
+    return _lost(text, setting)
 
 
-def _lost(text: str) -> DatabaseUnreachableError:
+def _lost(text: str, setting: str) -> DatabaseUnreachableError:
     return DatabaseUnreachableError(
-        f"cannot reach the database: {_cause(text)}; check ANDP_DATABASE_URL and that the server runs", passing=True
+        f"cannot reach the database: {_cause(text)}; check {setting} and that the server runs", passing=True
     )
 
 
@@ -437,7 +496,7 @@ def connect(
         If the schema is older (run `andp db upgrade`) or newer than this program.
     """
     config = config or settings()
-    engine = make_engine(database_url(config, tell), config, role)
+    engine = _shared_engine(database_url(config, tell), config, role)
     current, newest = schema_revision(engine), newest_revision()
     if current == newest:
         return engine
@@ -448,6 +507,25 @@ def connect(
     raise SchemaVersionError(f"the schema is at {current}, this program needs {newest}; run: andp db upgrade")
 
 
+_shared: weakref.WeakValueDictionary[tuple[Any, ...], sa.Engine] = weakref.WeakValueDictionary()
+_sharing = threading.Lock()
+_CONNECTION_SETTINGS = (
+    "application_name", "connect_timeout", "statement_timeout", "lock_timeout", "idle_timeout", "pooler", "pool_size",
+    "reader_url",
+)  # fmt: skip
+
+
+def _shared_engine(url: URL, config: Settings, role: str | None) -> sa.Engine:
+    """The engine of this process for a database: one pool, however often it is connected to."""
+    # A process that was forked must not use its parent's connections.
+    key = (os.getpid(), url, role, *(getattr(config, name) for name in _CONNECTION_SETTINGS))
+    with _sharing:
+        engine = _shared.get(key)
+        if engine is None:
+            engine = _shared[key] = make_engine(url, config, role)
+        return engine
+
+
 def status(engine: sa.Engine, embedded: bool) -> DatabaseStatus:
     """Versions, size and schema revision."""
     with translated(), engine.connect() as connection:
@@ -456,7 +534,7 @@ def status(engine: sa.Engine, embedded: bool) -> DatabaseStatus:
         ).one()
         vector = connection.scalar(sa.text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
     return DatabaseStatus(
-        engine.url.render_as_string(hide_password=True).replace("+psycopg", ""),
+        shown(engine.url),
         embedded, server, vector, schema_revision(engine), newest_revision(), size,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from and_platform.services import last_layer
 
 def main() -> None:
     home = Path(tempfile.mkdtemp(prefix="andpb"))
+    home.chmod(0o711)  # as root the server has a user of its own, who passes through
     try:
         compare(home)
     finally:

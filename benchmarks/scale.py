@@ -82,6 +82,7 @@ def main() -> None:
         print(json.dumps(measure(db.connect(Settings(home=options.home)), options, n_neurons, n_clips)))
         return
     home = Path(tempfile.mkdtemp(prefix="andpb"))
+    home.chmod(0o711)  # as root the server has a user of its own, who passes through
     try:
         db.connect(Settings(home=home)).dispose()
         series = [

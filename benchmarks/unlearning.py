@@ -38,6 +38,7 @@ def main() -> None:
         compare(api.open())
         return
     home = Path(tempfile.mkdtemp(prefix="andpb"))
+    home.chmod(0o711)  # as root the server has a user of its own, who passes through
     try:
         andp = api.open(home=home)
         andp.dissect(NETWORK)

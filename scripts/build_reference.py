@@ -204,6 +204,7 @@ def _subjects() -> dict[str, list[str]]:
 def fresh_database() -> Iterator[sa.Engine]:
     """A database that the migrations have just made, on a server of its own."""
     home = Path(tempfile.mkdtemp(prefix="andp"))
+    home.chmod(0o711)  # as root the server has a user of its own, who passes through
     try:
         engine = db.connect(Settings(home=home, database_url=None))
         yield engine

@@ -1,7 +1,8 @@
 -- Three roles for one database of and_platform, each with no more than it needs:
 --
 --   andp_owner    owns the schema: migrates (andp db upgrade), builds indexes, vacuums
---   andp_worker   dissects: reads and writes rows, and has the owner's functions make partitions; owns nothing
+--   andp_worker   dissects: reads and writes rows, and has the owner's functions make partitions; owns nothing; adds no
+--                 networks, for what their location names is imported
 --   andp_reader   asks: reads tables and views, calls the query functions
 --
 -- Run it in that database as its owner with CREATEROLE, or as a superuser:  andp db roles --apply
@@ -45,6 +46,9 @@ BEGIN
     EXECUTE format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO andp_owner, andp_worker', current_database());
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO andp_reader', current_database());
     EXECUTE format('GRANT CREATE ON DATABASE %I TO andp_owner', current_database());
+    IF pg_has_role((SELECT datdba FROM pg_database WHERE datname = current_database()), 'USAGE') THEN
+        EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+    END IF;
     EXECUTE format('GRANT USAGE, CREATE ON SCHEMA %I TO andp_owner', home);
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO andp_worker, andp_reader', home);
     IF has_schema_privilege('public', home, 'CREATE') THEN  -- the default before Postgres 15
@@ -89,6 +93,10 @@ BEGIN
             EXECUTE format('GRANT SELECT ON %s TO andp_reader, andp_worker', item.name);
             IF item.relkind IN ('r', 'p') AND item.relname <> 'alembic_version' THEN
                 EXECUTE format('GRANT INSERT, UPDATE, DELETE ON %s TO andp_worker', item.name);
+            END IF;
+            -- What a network's location names is imported: only the owner says what.
+            IF item.relname = 'networks' THEN
+                EXECUTE format('REVOKE INSERT, UPDATE ON %s FROM andp_worker', item.name);
             END IF;
         END IF;
     END LOOP;

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,9 @@ from sqlalchemy.engine import URL, make_url
 
 from and_platform import db
 from and_platform.config import Settings, settings
-from and_platform.embedded import EmbeddedServer
+from and_platform.embedded import READER, EmbeddedServer
 from tests import forked
+from tests.homes import new_home
 
 pytest_plugins = ["tests.checkpoints"]
 
@@ -58,7 +58,7 @@ def _quiet_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def server_home() -> Iterator[Path]:
     """Home of the session's embedded server; a short path, for the socket's sake."""
-    home = Path(tempfile.mkdtemp(prefix="andp"))
+    home = new_home("andp")
     yield home
     EmbeddedServer(home).stop()
     shutil.rmtree(home, ignore_errors=True)
@@ -70,6 +70,9 @@ def server_url(server_home: Path) -> URL:
     url = make_url(EmbeddedServer(server_home).ensure_running()).set(drivername="postgresql+psycopg")
     admin = url.set(database="postgres")
     with _admin(admin) as connection:
+        # Roles that tests make have no passwords; those that the server makes keep theirs.
+        rules = EmbeddedServer(server_home).data / "pg_hba.conf"
+        rules.write_text(f"local all postgres,{READER} scram-sha-256\nlocal all all trust\n")
         # Tests lose nothing in a crash of the machine.
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("ALTER SYSTEM SET synchronous_commit = off")

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SCHEME = "pgmq://"
 IDLE_S, BUSY_S = 0.2, 0.01
 _CARRIED = ("host", "port", "dbname", "user", "password")
+_PASSWORDS = "passfile"  # libpq reads it here, and the password that it found is carried
 _LOCK = 0x414E4451  # any constant, the same in all workers: one of them makes the schema
 
 
@@ -148,7 +149,7 @@ def connection_string(url: str, config: Settings) -> str:
         conninfo = db.database_url(config).set(drivername="postgresql").render_as_string(hide_password=False)
     else:
         conninfo = "postgresql://" + url.removeprefix(SCHEME)
-    if dropped := sorted(set(_parsed(conninfo)) - set(_CARRIED)):
+    if dropped := sorted(set(_parsed(conninfo)) - {*_CARRIED, _PASSWORDS}):
         raise ConfigError(
             f"pgmq:// cannot carry the connection option '{dropped[0]}'; "
             f"give it as PG{dropped[0].upper()} in the environment, or set ANDP_BROKER_URL to another broker"

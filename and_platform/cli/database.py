@@ -90,8 +90,11 @@ def url(ctx: click.Context, show_password: bool) -> None:
     Example:
       psql "$(andp db url)"
     """
-    found = db.database_url(tell=bars(ctx).note).set(drivername="postgresql")
-    click.echo(found.render_as_string(hide_password=not show_password))
+    found = db.database_url(tell=bars(ctx).note)
+    shown = (
+        found.set(drivername="postgresql").render_as_string(hide_password=False) if show_password else db.shown(found)
+    )
+    click.echo(shown)
 
 
 @command.command(context_settings={"ignore_unknown_options": True})
@@ -108,6 +111,11 @@ def shell(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     config = settings()
     found = db.database_url(config, bars(ctx).note).set(drivername="postgresql")
     bundled = EmbeddedServer(config.home).binaries / "psql"
+    if secret := db.secret_options(found):
+        raise AndpError(
+            f"'{secret[0]}' in ANDP_DATABASE_URL would be in the arguments of psql, which all users of this machine can read; "
+            "put it into ~/.pg_service.conf and run psql yourself"
+        )
     program = str(bundled) if bundled.exists() else shutil.which("psql")
     if program is None:
         raise AndpError("there is no psql on this machine; use any client with the output of: andp db url")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from and_platform import db, queries
 from and_platform.core.names import normalise
-from and_platform.errors import DatabaseError, IncompleteError, InputError, NotFoundError, QueryError
+from and_platform.errors import AndpError, DatabaseError, IncompleteError, InputError, NotFoundError, QueryError
 from and_platform.services import networks
 
 STRATEGIES = ("open", "closed_db", "closed_tab", "closed_icl", "meaning")
@@ -192,9 +192,9 @@ def sql(
     Several statements, with ';' between them, are for `write` alone; the rows are then those of the last one. A statement
     without rows gives how many it affected, or what it did.
 
-    Read-only is what the server guarantees for tables. A superuser could still leave the database (files, programs) by
-    functions and COPY; where the roles of `andp db roles` are there, his queries run as `andp_reader`. Against ill will,
-    connect as a member of `andp_reader`.
+    It connects as a role that only reads, where there is one: the embedded server's, or that of `ANDP_READER_URL`. Else
+    it is the engine's user in a read-only transaction, which protects tables only: where the roles of `andp db roles` are
+    there, a superuser's queries run as `andp_reader`, and could take his own role back.
 
     Parameters
     ----------
@@ -210,48 +210,84 @@ def sql(
     """
     if timeout < 0:
         raise InputError(f"the timeout is {timeout:g} s; give 0 for none, or more")
-    with db.translated(), engine.connect() as pooled:
+    reader = None if write else db.reader_engine(engine)
+    setting = "ANDP_DATABASE_URL" if reader is None else "ANDP_READER_URL"
+    with db.translated(setting=setting), (reader or engine).connect() as pooled:
         connection = pooled.connection.driver_connection
         assert connection is not None
         try:
             connection.read_only = not write
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT set_config('statement_timeout', %s, true), set_config('TimeZone', 'UTC', true)",
-                    (str(int(timeout * 1000)),),
-                )
-                if write:
-                    cursor.execute(query, prepare=False)
-                    while cursor.nextset():
-                        pass
-                    found = _rows_of(cursor, limit)
-                    connection.commit()
-                    return found
-                if cursor.execute(_TOO_MUCH).fetchone() == (True,):
-                    cursor.execute("SET LOCAL ROLE andp_reader")
-            # A pipeline takes one statement at a time: none can end the read-only transaction and go on after it.
-            with connection.cursor() as cursor:
-                with connection.pipeline():
-                    cursor.execute(query, prepare=False)
-                return _rows_of(cursor, limit)
-        except psycopg.errors.ReadOnlySqlTransaction as exc:
-            raise QueryError("that query writes; say so with --write (in Python: write=True)") from exc
-        except psycopg.errors.QueryCanceled as exc:
-            raise QueryError(f"cancelled after {timeout:g} s; ask for less, or raise --timeout") from exc
-        except psycopg.errors.ActiveSqlTransaction as exc:
-            raise QueryError(f"{exc.diag.message_primary}; use psql for it: andp db shell -c '…'") from exc
-        except (psycopg.errors.OperationalError, psycopg.InterfaceError) as exc:
-            if "in COPY" in str(exc):
-                raise QueryError(_refusal(exc)) from exc
-            raise DatabaseError(f"the connection broke: {exc}") from exc
+            return _answer(connection, query, write, timeout, limit, as_reader=reader is not None)
         except psycopg.Error as exc:
-            raise QueryError(_refusal(exc)) from exc
+            refused = _query_error(exc, timeout)
+            if refused is None:
+                raise
+            raise refused from exc
         finally:
             # Closed and not pooled: read-only is a mode of the connection, and a query may leave it in any state. Behind
             # a pooler the server's session goes on: one message, so that it is this session that keeps nothing.
             with contextlib.suppress(psycopg.Error):  # lost with all it held
                 connection.execute("ROLLBACK; SELECT pg_advisory_unlock_all(); DEALLOCATE ALL", prepare=False)
             pooled.invalidate()
+
+
+_LOCK_TIMEOUT_S = 10
+
+
+def _answer(
+    connection: psycopg.Connection[Any], query: str, write: bool, timeout: float, limit: int | None, *, as_reader: bool
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT set_config('statement_timeout', %s, true), set_config('TimeZone', 'UTC', true)",
+            (str(int(timeout * 1000)),),
+        )
+        if write:
+            cursor.execute(query, prepare=False)
+            while cursor.nextset():
+                pass
+            found = _rows_of(cursor, limit)
+            connection.commit()
+            return found
+        cursor.execute("SELECT set_config('lock_timeout', %s, true)", (f"{_LOCK_TIMEOUT_S}s",))
+        if not as_reader and cursor.execute(_TOO_MUCH).fetchone() == (True,):
+            cursor.execute("SET LOCAL ROLE andp_reader")
+    # A pipeline takes one statement at a time: none can end the read-only transaction and go on after it.
+    with connection.cursor() as cursor:
+        with connection.pipeline():
+            cursor.execute(query, prepare=False)
+        return _rows_of(cursor, limit)
+
+
+# Classes of SQLSTATE that psycopg counts as operational, and that are about the query: limits of the server on one
+# statement, objects that are not in the state for it, its files.
+_ABOUT_THE_QUERY = ("53400", "54", "55", "58P")
+
+
+def _query_error(exc: psycopg.Error, timeout: float) -> AndpError | None:
+    """What the server, or the driver, said of a query; None: it is not about the query, but about the server."""
+    match exc:
+        case psycopg.errors.ReadOnlySqlTransaction():
+            return QueryError("that query writes; say so with --write (in Python: write=True)")
+        case psycopg.errors.QueryCanceled():
+            if "statement timeout" not in str(exc):
+                return DatabaseError("the query was cancelled on the server; run it again")
+            return QueryError(f"cancelled after {timeout:g} s; ask for less, or raise --timeout")
+        case psycopg.errors.ActiveSqlTransaction():
+            return QueryError(f"{exc.diag.message_primary}; use psql for it: andp db shell -c '…'")
+        case psycopg.errors.LockNotAvailable():
+            return DatabaseError(f"{exc.diag.message_primary}: another command holds it; run the query again later")
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            if exc.sqlstate is None:
+                return QueryError(_refusal(exc)) if "in COPY" in str(exc) else _broken(exc)
+            if exc.sqlstate.startswith(_ABOUT_THE_QUERY):
+                return QueryError(_refusal(exc))
+            return _broken(exc) if exc.sqlstate[:2] in ("08", "57") else None
+    return QueryError(_refusal(exc))
+
+
+def _broken(exc: psycopg.Error) -> DatabaseError:
+    return DatabaseError(f"the connection broke: {' '.join(str(exc).split())}")
 
 
 # Whether this user could do more in a read-only transaction than read our tables, and might as well be `andp_reader`.
@@ -283,6 +319,8 @@ def _refusal(exc: psycopg.Error) -> str:
         return "that is more than one statement; give one at a time (several only with --write)"
     if "COPY" in told and exc.sqlstate is None:
         return "COPY to or from the client does not work here; use --csv, or psql: andp db shell -c '…'"
+    if isinstance(exc, psycopg.errors.InsufficientPrivilege):
+        return f"{told}; 'andp sql' connects as a user who only reads, with --write as the user of the database"
     return f"{told} ({exc.diag.message_hint})" if exc.diag.message_hint else told
 
 

@@ -14,7 +14,8 @@ ROLES = ("andp_owner", "andp_worker", "andp_reader")
 
 def script() -> str:
     """SQL that makes the roles and gives them their rights; it may be run again at any time."""
-    return resource("sql/roles.sql").read_text("utf-8")
+    files = ("sql/roles.sql", "sql/objects/public_functions_v01.sql")
+    return "\n".join(resource(file).read_text("utf-8") for file in files)
 
 
 def apply(engine: sa.Engine) -> None:

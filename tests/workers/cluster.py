@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from and_platform import db
 from and_platform.config import Settings
 from and_platform.embedded import DATABASE, EmbeddedServer
 from tests import forked
+from tests.homes import new_home
 from tests.workers import backends
 from tests.workers.servers import Server
 
@@ -106,7 +106,7 @@ class Cluster:
     """
 
     def __init__(self, broker: Server | None = None, environment: dict[str, str] | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="andpc"))
+        self.folder = new_home("andpc")
         self.postgres = EmbeddedServer(self.folder / "db")
         self.broker = broker
         self.database = DATABASE

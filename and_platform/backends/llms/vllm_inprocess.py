@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,22 @@ _SPEED_ONLY = frozenset(
         "tensor_parallel_size",
     ]
 )
+
+
+# Options come from rows of the database too, which a worker may write. In vLLM some of them are imported.
+_CODE_OPTION = re.compile(r"_cls$|_class$|plugin|processors?$|module|connector")
+_CODE_VALUE = re.compile(r"[^\W\d]\w*([.:][^\W\d]\w*)+")
+
+
+def _names_code(name: str, value: Any) -> bool:
+    """Whether an option, or something in it, is the name of a module, class or function."""
+    if _CODE_OPTION.search(name) and value:
+        return True
+    if isinstance(value, dict):
+        return any(_names_code(str(key), member) for key, member in value.items())
+    if isinstance(value, list | tuple):
+        return any(_names_code("", member) for member in value)
+    return isinstance(value, str) and _CODE_VALUE.fullmatch(value) is not None
 
 
 class _Running(NamedTuple):
@@ -86,6 +103,9 @@ class VllmLLM(Answering):
         way = forms.wanted(structured, {"regex": "regex"}, "vllm", auto=True)
         if engine.get("trust_remote_code"):
             raise ConfigError("a model's own code is never run; choose a model that vLLM knows itself")
+        for name, value in engine.items():
+            if _names_code(name, value):
+                raise ConfigError(f"the option {name} names code, which is never run; leave it out")
         if engine.get("load_format") == "dummy":
             raise ConfigError("load_format = 'dummy' makes random weights; leave it out")
         try:
