@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from and_platform.core.intervals import around
+
 SCALE = (1, 5)
 """Lowest and highest step of a rating."""
 
@@ -81,7 +83,4 @@ def t_interval(
     if mean is None or sd is None or n < 2:
         return None, None
     half = float(t.ppf(0.5 + level / 2, n - 1)) * sd / math.sqrt(n)
-    low, high = mean - half, mean + half
-    if within is not None:
-        low, high = max(low, within[0]), min(high, within[1])
-    return low, high
+    return around(mean, mean - half, mean + half, within=within)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from and_platform.core.intervals import around
+
 _LEVEL = 0.95
 
 
@@ -98,6 +100,9 @@ def fit_line(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> Li
     xs, ys = np.repeat(np.asarray(x, float), times), np.repeat(np.asarray(y, float), times)
     if xs.size < 3 or np.ptp(xs) == 0:
         return None
+    if np.ptp(ys) == 0:  # a level line, known exactly; the formulas divide by how far y varies
+        level, mean_x = float(ys[0]), float(xs.mean())
+        return Line(0.0, 0.0, 0.0, 1.0, level, 0.0, int(xs.size), 0.0, mean_x, float(((xs - mean_x) ** 2).sum()))
     fit = stats.linregress(xs, ys)
     half = float(stats.t.ppf((1 + _LEVEL) / 2, xs.size - 2)) * float(fit.stderr)
     residuals = ys - (fit.intercept + fit.slope * xs)
@@ -174,4 +179,4 @@ def share_interval(hits: int, n: int) -> tuple[float, float]:
     from scipy import stats
 
     low, high = stats.binomtest(hits, n).proportion_ci(_LEVEL, method="wilson")
-    return float(low), float(high)
+    return around(hits / n, float(low), float(high), within=(0.0, 1.0))

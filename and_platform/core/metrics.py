@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from and_platform.core.intervals import around
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
@@ -272,4 +274,4 @@ def bootstrap_interval(values: NDArray[Any], *, seed: int = 0, resamples: int = 
         (np.asarray(values, np.float64),), np.mean, n_resamples=resamples, method="percentile", vectorized=True,
         random_state=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    return around(float(np.mean(values, dtype=np.float64)), float(found.low), float(found.high))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from and_platform.core.intervals import around
+
 
 def crossed_interval(
     values: ArrayLike, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
@@ -45,4 +47,4 @@ def crossed_interval(
     if not drawn.any():
         return None, None
     low, high = np.quantile(sums[drawn] / cells[drawn], [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return around(float(table[there].mean()), float(low), float(high))

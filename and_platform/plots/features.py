@@ -63,8 +63,7 @@ def blocks(rows: Sequence[Row], fits: Sequence[Row]) -> Figure:
         colour = style.colour(index)
         x = [row["block"] for row in members]
         means = [row["mean"] for row in members]
-        ends = [[row["mean"] - row["low"] if row["low"] is not None else 0 for row in members],
-                [row["high"] - row["mean"] if row["high"] is not None else 0 for row in members]]  # fmt: skip
+        ends = style.whiskers(means, [row["low"] for row in members], [row["high"] for row in members])
         fit = fitted[network]
         told = network
         if fit["slope"] is not None:

@@ -243,10 +243,7 @@ def _line(
     x = [places[row["block"]] + shift for row in rows]
     y = [100 * row["share"] for row in rows]
     if marker:
-        ends = [
-            [100 * (row["share"] - row["low"]) for row in rows],
-            [100 * (row["high"] - row["share"]) for row in rows],
-        ]
+        ends = style.whiskers(y, [100 * row["low"] for row in rows], [100 * row["high"] for row in rows])
         ax.errorbar(x, y, yerr=ends, color=colour, marker=marker, ms=5, capsize=2.5, elinewidth=1, label=label)
     else:
         ax.plot(x, y, color=colour, label=label, zorder=1, solid_capstyle="round", **options)

@@ -155,3 +155,15 @@ def render(figure: Figure, kind: str) -> bytes:
 def shorten(names: Sequence[str], longest: int = 22) -> list[str]:
     """Names that fit an axis."""
     return [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
+
+
+def whiskers(
+    values: Sequence[float], lows: Sequence[float | None], highs: Sequence[float | None]
+) -> tuple[list[float], list[float]]:
+    """Return how far the ends of intervals lie below and above their values, as `errorbar` takes them: never negative.
+
+    An interval without ends has no whiskers. An end on the wrong side of its value, by rounding, lies at it.
+    """
+    below = [0.0 if low is None else max(0.0, value - low) for value, low in zip(values, lows, strict=True)]
+    above = [0.0 if high is None else max(0.0, high - value) for value, high in zip(values, highs, strict=True)]
+    return below, above

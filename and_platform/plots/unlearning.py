@@ -223,8 +223,7 @@ def _whiskers(ax: Axes, rows: Sequence[Row], change: str, at: Sequence[float]) -
     if there:
         ax.errorbar(
             [row[change] for _, row in there], [place for place, _ in there],
-            xerr=[[max(0.0, row[change] - row[f"{change}_low"]) for _, row in there],
-                  [max(0.0, row[f"{change}_high"] - row[change]) for _, row in there]],
+            xerr=style.whiskers(*([row[key] for _, row in there] for key in (change, f"{change}_low", f"{change}_high"))),
             fmt="none", ecolor=_INK, elinewidth=1.1, capsize=2.5,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from and_platform.config import Settings, settings
 from and_platform.errors import BrokerError, BrokerUnreachableError, ConfigError, MissingExtraError
 from tests.conftest import _admin
-from tests.workers.servers import RabbitMQ, Redis, free_port
+from tests.workers.servers import ProgramMissingError, RabbitMQ, Redis, free_port
 
 pytest.importorskip("celery", reason="the extra 'workers' is not installed")
 
@@ -369,7 +369,7 @@ def test_check_warns_of_a_redis_that_forgets(andp: Andp) -> None:
     try:
         server.start()
         told = found(andp("broker", "check", "--json", env={"ANDP_BROKER_URL": server.url}))
-    except FileNotFoundError as missing:
+    except ProgramMissingError as missing:
         pytest.skip(str(missing))
     finally:
         server.close()
