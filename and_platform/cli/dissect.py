@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from and_platform import db
 from and_platform.cli.main import bars
 from and_platform.cli.output import cell, console, duration, messages, print_json, show_rows
 from and_platform.config import load_toml, settings
+from and_platform.errors import InputError
+from and_platform.services import datasets, estimates, networks, profiles, provenance, samples
 from and_platform.services import dissect as service
-from and_platform.services import estimates, networks, profiles, provenance, samples
 from and_platform.services.dissect import METHODS, STAGES, DissectReport, Options
 from and_platform.services.distribution import ledger, runs
 from and_platform.services.profiles import Profile
@@ -42,7 +45,9 @@ def _keywords(_ctx: click.Context, _param: click.Parameter, value: tuple[str, ..
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make an `Options`; what is not given stays None, so that a config file may give it."""
     decorators = [
-        click.option("--dataset", help="Data set to probe with.  [default: sample]"),
+        click.option(
+            "--dataset", help="Data set to probe with.  [default: the one it was trained on, or the only one]"
+        ),
         click.option("--concepts", metavar="SET", help="Concept set.  [default: the data set's labels]"),
         click.option(
             "--layers", metavar="GLOB,…", callback=_split, help="Layers, e.g. 'b0*.ff_*,head'.  [default: the paper's]"
@@ -157,9 +162,11 @@ def command(
     network = network or (profile.network if profile else None)
     if network is None:
         raise click.UsageError("name the network to dissect; see: andp networks list", ctx)
-    settled = _settle(profile, config, given)
+    settled, names_dataset = _settle(profile, config, given)
     listener = bars(ctx)
     engine = db.connect(tell=listener.note)
+    if not names_dataset:
+        settled = replace(settled, dataset=_default_dataset(engine, network))
     if dry_run:
         _dry_run(engine, network, settled, profile, listener, as_json)
         return
@@ -301,11 +308,32 @@ def _some_neuron(engine: Any, dissection: int) -> str:
     return cell(found) if found else "head#0"
 
 
-def _settle(profile: Profile | None, config: Path | None, given: dict[str, Any]) -> Options:
-    """The profile's values, then the config file's, then those of the command line."""
+def _default_dataset(engine: sa.Engine, network: str) -> str:
+    """Return the data set to probe with where none was named; ask at a terminal where there are several.
+
+    Raises
+    ------
+    InputError
+        There are several, and nobody to ask.
+    """
+    if network == networks.SAMPLE:
+        return samples.DATASET
+    with db.reading(engine) as session:
+        names = datasets.probing_choices(session, network)
+    if len(names) == 1:
+        return names[0]
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return str(click.prompt("Which data set?", type=click.Choice(names), err=True))
+    raise InputError(f"there are {len(names)} data sets; say which one with --dataset: {', '.join(names)}")
+
+
+def _settle(profile: Profile | None, config: Path | None, given: dict[str, Any]) -> tuple[Options, bool]:
+    """The profile's values, then the config file's, then those of the command line; whether one names a data set."""
     content = load_toml(config) if config is not None else {}
     told = {key: value for key, value in given.items() if value is not None}
-    return profiles.settle(profile, content.get("dissect", content), told)
+    table = content.get("dissect", content)
+    named = any("dataset" in values for values in (profile.dissect if profile else {}, table, told))
+    return profiles.settle(profile, table, told), named
 
 
 def _dry_run(

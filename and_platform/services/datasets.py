@@ -18,6 +18,7 @@ from and_platform.schema import (
     Clip,
     Dataset,
     Failure,
+    Network,
     ProbingSet,
     ProbingSetClip,
     Recording,
@@ -33,6 +34,18 @@ SPOT_CHECKS = 20
 def scope_of(dataset: str) -> str:
     """The `scope` under which failures of a data set are kept."""
     return f"dataset:{dataset}"
+
+
+def probing_choices(session: Session, network: str) -> list[str]:
+    """Return the data sets that a network may be probed with where none is named; one name is the default.
+
+    It is the data set that the network was trained on, if that is here, or else the only one; without any, the sample.
+    """
+    names = list(session.scalars(sa.select(Dataset.name).order_by(Dataset.name)))
+    trained_on = session.scalar(sa.select(Network.trained_on).where(Network.name == network))
+    if trained_on in names:
+        return [trained_on]
+    return names or ["sample"]
 
 
 def find(session: Session, name: str) -> Dataset:
