@@ -53,8 +53,8 @@ def export_(ctx: click.Context, /, output_format: str, **options: Any) -> None:
     """Draw neurons of NETWORK, and write a folder with one page on which people listen, write and rate.
 
     The page opens from the folder, without a server and without the internet. Which method made which description is not in
-    it: the database knows. The same name with the same options writes the same study again, here or elsewhere, and after a
-    kill.
+    it: the database knows. The same name with the same options writes the same study again,
+    elsewhere or here, as after a kill.
 
     \b
     Examples:
