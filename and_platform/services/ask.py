@@ -287,7 +287,7 @@ def _query_error(exc: psycopg.Error, timeout: float) -> AndpError | None:
 
 
 def _broken(exc: psycopg.Error) -> DatabaseError:
-    return DatabaseError(f"the connection broke: {' '.join(str(exc).split())}")
+    return DatabaseError(f"the connection broke: {str(exc).strip().partition(chr(10))[0]}")
 
 
 # Whether this user could do more in a read-only transaction than read our tables, and might as well be `andp_reader`.

@@ -276,9 +276,12 @@ def postgres() -> Iterator[Path]:
             "PGHOST": socket,
             "PGPASSFILE": str(home / "pgpass"),
         }
+        # Users of the test's own have no passwords here.
+        rules = EmbeddedServer(home).data / "pg_hba.conf"
+        rules.write_text("local all postgres scram-sha-256\nlocal all all trust\n")
         made = subprocess.run(
             ["psql", "-U", "postgres", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", "CREATE ROLE andp SUPERUSER LOGIN",
-             "-c", "ALTER DATABASE andp OWNER TO andp"],
+             "-c", "ALTER DATABASE andp OWNER TO andp", "-c", "SELECT pg_reload_conf()"],
             env=superuser, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert made.returncode == 0, made.stderr
