@@ -30,6 +30,11 @@ KINDS = {
     "pgmq": "pgmq", "amqp": "rabbitmq", "amqps": "rabbitmq", "pyamqp": "rabbitmq", "redis": "redis", "rediss": "redis"
 }  # fmt: skip
 
+PLAIN_TRANSPORTS = {
+    scheme: TRANSPORT_ALIASES[scheme] for scheme in KINDS if scheme != "pgmq" and scheme in TRANSPORT_ALIASES
+}
+"""Kombu's own, for programs that take no tasks."""
+
 # By scheme and not by `broker_transport`, which would take precedence over the scheme, and so the TLS from rediss://.
 TRANSPORT_ALIASES |= {
     "pgmq": "workers.pgmq:Transport",

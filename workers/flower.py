@@ -5,6 +5,10 @@ Each of them holds a connection while it waits for another one; with the few tha
 
 from __future__ import annotations
 
-from workers.app import app
+from kombu.transport import TRANSPORT_ALIASES
+
+from workers.app import PLAIN_TRANSPORTS, app
 
 app.conf.broker_pool_limit = None
+# It reads what workers tell of themselves, and takes no tasks: ours refuse all but our own tasks' messages.
+TRANSPORT_ALIASES.update(PLAIN_TRANSPORTS)
