@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -165,3 +165,11 @@ def _admin(url: URL) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(
         url.set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True, connect_timeout=30
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep halves of surrogate pairs, which tests print, out of what pytest-xdist has to send as UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

@@ -24,10 +24,6 @@ from tests import checkpoints_networks
 from tests.checkpoints_beats import write_beats
 from tests.mutations import mutate
 
-# A warning may quote half a surrogate pair of a file, which pytest-xdist cannot send to its controller.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
 N_EACH = 60
 """Broken copies of each checkpoint; `benchmarks/broken_checkpoints.py` tries more."""
 

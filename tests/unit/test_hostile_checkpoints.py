@@ -22,10 +22,6 @@ from and_platform.errors import BackendError, WeightsMissingError
 from tests import checkpoints_networks
 from tests.checkpoints_encoders import write_sentence_transformer
 
-# A warning may quote half a surrogate pair of a file, which pytest-xdist cannot send to its controller.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
 ROOT = Path(__file__).parents[2]
 _watched: dict[str, list[str]] = {}
 
