@@ -50,7 +50,7 @@ _SYSTEM_USER = "pgserver"  # Postgres refuses to run as root
 _PASSWORDS = "pgpass"
 _SOCKET = ".s.PGSQL.5432"
 _SOCKET_DIR = "andp-"
-_TRUST = re.compile(r"^(\s*(?:local|host\w*)\s.*\s)trust\b", re.MULTILINE)
+_TRUST = re.compile(r"^([ \t]{0,80}(?:local|host\w{0,10})[ \t][^\n]{0,1000}[ \t])trust\b", re.MULTILINE)
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 
 _SETTINGS = """\
