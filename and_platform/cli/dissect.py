@@ -162,10 +162,10 @@ def command(
     network = network or (profile.network if profile else None)
     if network is None:
         raise click.UsageError("name the network to dissect; see: andp networks list", ctx)
-    settled, names_dataset = _settle(profile, config, given)
+    settled = _settle(profile, config, given)
     listener = bars(ctx)
     engine = db.connect(tell=listener.note)
-    if not names_dataset:
+    if not _names_dataset(profile, config, given):
         settled = replace(settled, dataset=_default_dataset(engine, network))
     if dry_run:
         _dry_run(engine, network, settled, profile, listener, as_json)
@@ -327,13 +327,22 @@ def _default_dataset(engine: sa.Engine, network: str) -> str:
     raise InputError(f"there are {len(names)} data sets; say which one with --dataset: {', '.join(names)}")
 
 
-def _settle(profile: Profile | None, config: Path | None, given: dict[str, Any]) -> tuple[Options, bool]:
-    """The profile's values, then the config file's, then those of the command line; whether one names a data set."""
-    content = load_toml(config) if config is not None else {}
+def _settle(profile: Profile | None, config: Path | None, given: dict[str, Any]) -> Options:
+    """The profile's values, then the config file's, then those of the command line."""
     told = {key: value for key, value in given.items() if value is not None}
-    table = content.get("dissect", content)
-    named = any("dataset" in values for values in (profile.dissect if profile else {}, table, told))
-    return profiles.settle(profile, table, told), named
+    return profiles.settle(profile, _table(config), told)
+
+
+def _table(config: Path | None) -> dict[str, Any]:
+    """The options that a config file gives."""
+    content = load_toml(config) if config is not None else {}
+    table: dict[str, Any] = content.get("dissect", content)
+    return table
+
+
+def _names_dataset(profile: Profile | None, config: Path | None, given: dict[str, Any]) -> bool:
+    """Whether the profile, the config file or the command line names a data set."""
+    return given.get("dataset") is not None or "dataset" in {**(profile.dissect if profile else {}), **_table(config)}
 
 
 def _dry_run(

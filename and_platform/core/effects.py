@@ -156,13 +156,13 @@ def compare(a: ArrayLike, b: ArrayLike) -> Comparison:
     pairs = x.size * y.size
     varied = bool(np.ptp(x) > 0 or np.ptp(y) > 0)
     t = df = p_welch = g = half = None
-    if varied:
+    freedom = x.size + y.size - 2
+    pooled = math.sqrt(((x.size - 1) * x.var(ddof=1) + (y.size - 1) * y.var(ddof=1)) / freedom)
+    if varied and pooled > 0:  # squares of differences below 1e-162 are zero
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # one group may be constant
             welch = stats.ttest_ind(x, y, equal_var=False)
         t, df, p_welch = float(welch.statistic), float(welch.df), float(welch.pvalue)
-        freedom = x.size + y.size - 2
-        pooled = math.sqrt(((x.size - 1) * x.var(ddof=1) + (y.size - 1) * y.var(ddof=1)) / freedom)
         g = (1 - 3 / (4 * freedom - 1)) * float(x.mean() - y.mean()) / pooled
         variance = (x.size + y.size) / pairs + g**2 / (2 * (x.size + y.size))
         half = float(stats.norm.ppf((1 + _LEVEL) / 2)) * math.sqrt(variance)

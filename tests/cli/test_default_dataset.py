@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -55,4 +57,11 @@ def test_the_sample_network_takes_the_sample(engine: sa.Engine) -> None:
 
 
 def test_a_named_one_goes_first() -> None:
-    assert dissect._settle(None, None, {"dataset": "x"})[1] and not dissect._settle(None, None, {"limit": None})[1]
+    assert dissect._names_dataset(None, None, {"dataset": "x"})
+    assert not dissect._names_dataset(None, None, {"dataset": None})
+
+
+def test_a_config_file_names_one(tmp_path: Path) -> None:
+    config = tmp_path / "dissect.toml"
+    config.write_text('[dissect]\ndataset = "x"\n')
+    assert dissect._names_dataset(None, config, {"dataset": None})

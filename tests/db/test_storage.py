@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL
 from and_platform import db
 from and_platform.config import Settings
 from and_platform.errors import DatabaseError, NotFoundError
+from and_platform.resources import resource
 from and_platform.schema import ActivationBlock, Failure, Recording, Worker
 from and_platform.services import activations, embed, locks, match, record, storage
 from and_platform.services.provenance import RecipePlan
@@ -306,6 +307,10 @@ def test_who_is_not_the_owner_is_told_so(engine: sa.Engine, database_url: URL) -
         connection.exec_driver_sql(
             "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO someone_else"
         )
+        # Who was let in by hand: the owner applies the roles again, and whoever writes runs has the platform's locks.
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.execute(resource("sql/objects/public_functions_v01.sql").read_text("utf-8"))
     other = db.make_engine(database_url.set(username="someone_else"), Settings())
     try:
         for refused in (
@@ -497,5 +502,5 @@ def test_commands(engine: sa.Engine, andp: Callable[..., subprocess.CompletedPro
     refused = andp("recordings", "drop", str(world.recording.id), "--yes", check=False)
     assert refused.returncode == 1
     assert refused.stderr.strip().endswith(f"andp dissections drop {world.dissection.id}")
-    assert len(json.loads(andp("db", "vacuum", "--json").stdout)) == 4
+    assert len(json.loads(andp("db", "vacuum", "--json").stdout)) == 5
     assert json.loads(andp("db", "index", "--json").stdout) == []

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from and_platform.errors import InputError
+from and_platform.escaping import for_spreadsheet
 from and_platform.plots import report as plots
 from and_platform.plots import style
 from and_platform.services.experiments import Subject
@@ -118,7 +119,13 @@ def test_without_columns_all_are_shown_but_the_ends_of_intervals() -> None:
 )  # fmt: skip
 def test_csv_holds_what_the_rows_hold(rows: list[dict[str, Any]]) -> None:
     read = list(csv.DictReader(io.StringIO(formats.to_csv(rows))))
-    assert read == [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
+    assert read == [
+        {
+            key: "" if value is None else for_spreadsheet(value) if key == "b" else str(value)
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def test_csv_joins_arrays_and_writes_objects_as_json() -> None:

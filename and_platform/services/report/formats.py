@@ -15,7 +15,6 @@ from and_platform.escaping import csv_writer, for_spreadsheet
 
 NOTHING = "–"
 
-
 _READS_AS_NUMBER = re.compile(r"[-−+–\d][-−+–\d.,/%\[\] ]*")
 
 
