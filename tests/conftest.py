@@ -16,6 +16,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -28,6 +29,11 @@ from tests import forked
 from tests.homes import new_home
 
 pytest_plugins = ["tests.checkpoints"]
+
+# A property is no timed test: machines are shared, and a first example may import scipy.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
+
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "andp_template"
