@@ -5,6 +5,7 @@ All connections are psycopg 3, with pgvector's types registered. Driver errors a
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import re
@@ -91,10 +92,15 @@ _SECRET_OPTIONS = ("sslpassword", "oauth_client_secret", "scram_client_key", "sc
 
 def _password_in_its_place(url: URL) -> URL:
     """The URL with a password of its query, where it would be shown, before the host; libpq prefers the query's too."""
-    given = url.query.get("password")
-    if given is None:
+    if "password" not in url.query:
         return url
-    return url.difference_update_query(["password"]).set(password=given if isinstance(given, str) else given[-1])
+    # With a user: SQLAlchemy writes a URL without one without its password, which then is lost.
+    user = _last(url.query.get("user")) or url.username or os.environ.get("PGUSER") or getpass.getuser()
+    return url.difference_update_query(["user", "password"]).set(username=user, password=_last(url.query["password"]))
+
+
+def _last(value: str | tuple[str, ...] | None) -> str | None:
+    return value[-1] if isinstance(value, tuple) else value
 
 
 def shown(url: URL) -> str:
@@ -303,7 +309,9 @@ def _server_error(exc: psycopg.OperationalError, setting: str) -> DatabaseError:
         return DatabaseError(
             "another command wrote to the same rows at the same moment; run this one again", passing=True
         )
-    if state and state[:2] not in _LOST:
+    if state == "57P04":
+        return DatabaseError(f"the database was dropped meanwhile; create it again, or name another one in {setting}")
+    if state and not is_lost(state):
         return DatabaseError(f"the server could not do it: {text.splitlines()[0]}")
     return _lost(text, setting)
 
@@ -317,7 +325,12 @@ def _lost(text: str, setting: str) -> DatabaseUnreachableError:
 _FULL = re.compile("too many clients|remaining connection slots|too many connections|no more connections allowed")
 _UNKNOWN_ROLE = re.compile(r'role "[^"]*" does not exist')
 _UNKNOWN_DATABASE = re.compile(r'database "([^"]*)" does not exist')
-_LOST = ("08", "57")  # classes of SQLSTATE: connection exception, operator intervention (a shutdown, a killed server)
+_SHUTDOWN = ("57P01", "57P02", "57P03", "57P05")  # by an administrator, by a crash, at the start, after idling
+
+
+def is_lost(state: str) -> bool:
+    """Whether a SQLSTATE says that the connection is gone or was never there."""
+    return state.startswith("08") or state in _SHUTDOWN
 
 
 def _cause(text: str) -> str:

@@ -139,6 +139,8 @@ class EmbeddedServer:
                     self._initialise()
                 if not self.passwords.exists():
                     self.stop()  # started by an earlier version, which asked nobody for a password
+                elif self._socket_is_gone():
+                    self.stop()  # nobody can reach it; a user's runtime folder is removed when the user logs out
                 if self._running_pid() is None:
                     self._start()
                 self._wait_until_ready(tell)
@@ -371,6 +373,15 @@ class EmbeddedServer:
             return process.name() == "postgres" and Path(process.cwd()) == self.data
         except (OSError, psutil.Error):
             return False
+
+    def _socket_is_gone(self) -> bool:
+        """Whether a server has been ready and its socket is not there any more."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            ready, socket = lines[7].strip() == "ready", Path(lines[4]) / f".s.PGSQL.{lines[3]}"
+        except (OSError, IndexError, UnicodeDecodeError):
+            return False
+        return ready and self._running_pid() is not None and not socket.exists()
 
     def _wait_until_ready(self, tell: Callable[[str], None] | None) -> None:
         began = time.monotonic()

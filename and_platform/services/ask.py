@@ -261,7 +261,7 @@ def _answer(
 
 # Classes of SQLSTATE that psycopg counts as operational, and that are about the query: limits of the server on one
 # statement, objects that are not in the state for it, its files.
-_ABOUT_THE_QUERY = ("53400", "54", "55", "58P")
+_ABOUT_THE_QUERY = ("53400", "54", "55", "57000", "58P")
 
 
 def _query_error(exc: psycopg.Error, timeout: float) -> AndpError | None:
@@ -282,7 +282,7 @@ def _query_error(exc: psycopg.Error, timeout: float) -> AndpError | None:
                 return QueryError(_refusal(exc)) if "in COPY" in str(exc) else _broken(exc)
             if exc.sqlstate.startswith(_ABOUT_THE_QUERY):
                 return QueryError(_refusal(exc))
-            return _broken(exc) if exc.sqlstate[:2] in ("08", "57") else None
+            return _broken(exc) if db.is_lost(exc.sqlstate) else None
     return QueryError(_refusal(exc))
 
 

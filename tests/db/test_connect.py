@@ -491,3 +491,34 @@ def test_errors_of_sql_that_psycopg_counts_as_operational(andp: Andp) -> None:
         done = andp("sql", "-", *arguments[1:], given=arguments[0], check=False)
         assert done.returncode == status and done.stderr.count("\n") == 1, done.stderr
         assert re.search(said, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "user"),
+    [
+        ("postgresql:///d?host=h&user=me&password=canary", "me"),
+        ("postgresql://other@/d?host=h&user=me&password=canary", "me"),
+        ("postgresql:///d?host=h&password=canary", "from-the-environment"),
+    ],
+)
+def test_a_password_among_the_parameters_is_not_lost(given: str, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGUSER", "from-the-environment")
+    url = db.database_url(configured(given))
+    told = psycopg.conninfo.conninfo_to_dict(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    assert (told["user"], told["password"], told["host"]) == (user, "canary", "h")
+    assert "canary" not in db.shown(url) and "***" in db.shown(url)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("operator_intervention", "the server could not do it: told"),
+        ("database_dropped", "the database was dropped meanwhile"),
+        ("admin_shutdown", "cannot reach the database"),
+        ("cannot_connect_now", "cannot reach the database"),
+    ],
+)
+def test_only_a_lost_connection_is_called_one(engine: sa.Engine, state: str, said: str) -> None:
+    raising = sa.text(f"DO $$ BEGIN RAISE EXCEPTION 'told' USING ERRCODE = '{state}'; END $$")
+    with pytest.raises(DatabaseError, match=f"^{said}"), db.transaction(engine) as session:
+        session.execute(raising)

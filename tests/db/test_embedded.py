@@ -313,6 +313,20 @@ def test_paths_of_all_kinds(
     assert former.exists() is not long  # nothing is left in the folder for temporary files
 
 
+def test_a_socket_that_is_gone_is_made_again(homes: Callable[..., Path], made: Path) -> None:
+    """A user's runtime folder is removed when the user logs out; the server goes on."""
+    server = EmbeddedServer(homes("x" * 60 + "/" + "y" * 60, like=made), start_timeout=60)
+    server.ensure_running()
+    run(server, "INSERT INTO kept VALUES (7)")
+    pid = server.status().pid
+    assert server.socket_dir != server.data
+    shutil.rmtree(server.socket_dir)
+    server.ensure_running()
+    assert run(server, "SELECT n FROM kept") == [(7,)]
+    assert server.status().pid not in (None, pid)
+    assert server.stop()
+
+
 def test_a_home_that_cannot_be_made(homes: Callable[..., Path]) -> None:
     home = homes("file/below")
     home.parent.write_text("in the way")
