@@ -61,7 +61,8 @@ BEGIN
         WHERE p.pronamespace = 'pg_catalog'::regnamespace
           AND (p.proname ~ '^pg_(try_)?advisory_(xact_)?lock(_shared)?$'
                OR p.proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_open', 'lo_put', 'lo_truncate', 'lo_truncate64',
-                                'lo_unlink', 'lowrite', 'pg_logical_emit_message', 'pg_export_snapshot'))
+                                'lo_unlink', 'lowrite', 'pg_logical_emit_message', 'pg_export_snapshot', 'pg_cancel_backend',
+                                'pg_terminate_backend'))
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', item.name);
     END LOOP;

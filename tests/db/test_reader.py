@@ -51,6 +51,8 @@ ATTACKS = (
     # other sessions, the server
     "SELECT pg_terminate_backend({pid})",
     "SELECT pg_cancel_backend({pid})",
+    "SELECT pg_terminate_backend(pg_backend_pid())",  # other readers are the same role
+    "SELECT pg_cancel_backend(pg_backend_pid())",
     "SELECT pg_reload_conf()",
     "SELECT pg_rotate_logfile()",
     "SELECT pg_switch_wal()",
