@@ -485,7 +485,11 @@ def test_errors_of_sql_that_psycopg_counts_as_operational(andp: Andp) -> None:
         ((f"SELECT {deep}1{deep.replace('(', ')')}",), 2, "stack depth limit exceeded|memory exhausted"),
         (("COPY texts FROM '/no/such/file'", "--write"), 2, "could not open file"),
         (("SELECT currval('texts_id_seq')", "--write"), 2, "is not yet defined in this session"),
-        (("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(5)", "--write"), 4, "the query was cancelled on the server"),
+        (
+            ("SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(5)", "--write"),
+            4,
+            "the query was cancelled on the server",
+        ),
         (("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(5)", "--write"), 4, "the connection broke: "),
     ):
         done = andp("sql", "-", *arguments[1:], given=arguments[0], check=False)
